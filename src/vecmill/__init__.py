@@ -1,0 +1,1 @@
+"""The embedding mill for Python."""

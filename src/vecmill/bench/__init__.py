@@ -1,0 +1,1 @@
+"""What `vecmill bench` runs: ratios of interleaved runs, with a result file."""

@@ -1,0 +1,1 @@
+"""Embedder, index and items together: what a search by text needs."""

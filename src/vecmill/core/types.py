@@ -1,0 +1,118 @@
+"""The records and names that pass between the parts. Letters for shapes: n items, q queries, d dimensions, k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+"""(n, d) float32, C order."""
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture to embed. No provider of this version takes one."""
+
+    path: Path
+
+
+Input: TypeAlias = str | Image
+"""What can be embedded. Today every provider takes texts."""
+
+
+class InputType(StrEnum):
+    """The role of a text. Models with prefixes embed queries and documents differently."""
+
+    DOCUMENT = "document"
+    QUERY = "query"
+
+
+class Metric(StrEnum):
+    """What "near" means. Every distance is ascending: smaller is nearer."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+    EUCLIDEAN = "euclidean"
+
+
+class LongText(StrEnum):
+    """What happens to a text of more tokens than the model takes.
+
+    error: an error with the exact count. average: cut into chunks, token-weighted mean, renormalized.
+    truncate: the first tokens that fit. chunks: one output row per chunk.
+    """
+
+    ERROR = "error"
+    AVERAGE = "average"
+    TRUNCATE = "truncate"
+    CHUNKS = "chunks"
+
+
+class EmptyText(StrEnum):
+    """What happens to a text without a visible character: an error, no vector, or embedded all the same."""
+
+    ERROR = "error"
+    SKIP = "skip"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost. `usd` is None where no price is known; local models cost 0.0."""
+
+    texts: int = 0
+    tokens: int = 0
+    requests: int = 0
+    usd: float | None = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Add two costs; an unknown price makes the sum unknown."""
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Usage(
+            self.texts + other.texts, self.tokens + other.tokens, self.requests + other.requests, usd
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no vector. The same fields stand in the `error` column and in OUT.errors.jsonl."""
+
+    code: str
+    type: str
+    message: str
+    attempts: int = 0
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """The nearest items of each query, nearest first.
+
+    Attributes:
+        rows: (q, k) int64 positions of the neighbours, ties to the lower row.
+        distances: (q, k) float32, ascending.
+        complete: False when fewer than the k asked for exist.
+    """
+
+    rows: IntArray
+    distances: npt.NDArray[np.float32]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result. `similarity` is for display: cosine, dot product or 1 / (1 + euclidean)."""
+
+    rank: int
+    id: str
+    distance: float
+    similarity: float
+    text: str | None
+    columns: dict[str, Any]

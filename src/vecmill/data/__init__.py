@@ -1,0 +1,1 @@
+"""Tables in and out: sources, readers, frames, writers, vector sets."""

@@ -1,0 +1,1 @@
+"""One door for all embedding: dedupe, pack, call, check, restore order."""

@@ -1,0 +1,1 @@
+"""Durable runs: plan, windows, publish, receipt, verify."""

