@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def slow(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real data. Absent: the test is skipped. Named by VECMILL_TEST_DATA but absent: it fails."""
+    """The folder of real data. Absent: skipped. Named by VECMILL_TEST_DATA but absent: failed."""
     named = os.environ.get("VECMILL_TEST_DATA")
     folder = Path(named) if named else _DEFAULT_DATA
     if folder.is_dir():
@@ -34,17 +33,17 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a home of its own; the cache of compiled models is shared by the session."""
     home = tmp_path_factory.mktemp("home")
     for name in [name for name in os.environ if name.startswith("VECMILL_") and "TEST" not in name]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("VECMILL_HOME", str(home))
     monkeypatch.setenv("VECMILL_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "vecmill-cache"))
-    yield home
+    return home
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "VECMILL_TEST_DATA" in str(r.longrepr)]
     if skipped:
-        terminalreporter.write_line(f"{len(skipped)} tests skipped for want of the real data (VECMILL_TEST_DATA)")
+        terminalreporter.write_line(f"{len(skipped)} tests skipped: no real data (set VECMILL_TEST_DATA)")

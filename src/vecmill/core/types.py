@@ -1,4 +1,4 @@
-"""The records and names that pass between the parts. Letters for shapes: n items, q queries, d dimensions, k."""
+"""The records and names that pass between the parts. Letters for shapes: n, q, d, k."""
 
 from __future__ import annotations
 

@@ -117,8 +117,14 @@ class Provider(Protocol):
     def split(self, text: str, *, max_tokens: int, input_type: InputType) -> list[Span]:
         """Cut a text into consecutive pieces that each encode to at most `max_tokens` tokens.
 
-        `max_tokens` counts prefix and special tokens, as `Encoded.tokens` does. Cuts lie at word borders where
-        a word fits, and the pieces cover every character but white space between words.
+        `max_tokens` counts prefix and special tokens, as `Encoded.tokens` does. Cuts lie at word borders
+        where a word fits, and the pieces cover every character but white space between words.
+        """
+
+    def truncate(self, encoded: Encoded, *, max_tokens: int) -> Encoded:
+        """Cut every text to its first tokens that fit, special tokens kept, as the model's own tools do.
+
+        `texts` become the exact characters the kept tokens stand for, so that a cache keyed by them is right.
         """
 
     async def embed(self, encoded: Encoded, *, advance: Advance = no_advance) -> Reply:
