@@ -1,25 +1,25 @@
-"""Every exception vecmill raises, by what the caller can do about it::
+"""Every exception vecmill raises, by what the caller can do about it.
 
-    Error
-    ├── InputError (ValueError)        fix the call
-    │   ├── DimensionMismatchError     vectors of different widths were put together
-    │   ├── UnknownNameError           no model, metric, column or format of that name
-    │   ├── TextTooLongError           a text exceeds the model's limit and no policy was chosen
-    │   └── SpaceMismatchError         vectors of different models were put together
-    ├── ConfigError                    fix the settings
-    │   ├── MissingExtraError (ImportError)
-    │   └── MissingKeyError
-    ├── ProviderError                  the other side failed
-    │   ├── AuthenticationError
-    │   ├── RateLimitError
-    │   ├── QuotaExhaustedError        nothing more until a moment that may be known
-    │   ├── UnavailableError
-    │   └── BadReplyError
-    ├── StorageError                   a file is not what it claims, or cannot be written
-    │   ├── CorruptFileError
-    │   ├── FormatVersionError
-    │   └── WriteError
-    └── JobError                       a job cannot go on, or some of its rows failed
+Error (the package's base class)
+├── InputError (ValueError)        fix the call
+│   ├── DimensionMismatchError     vectors of different widths were put together
+│   ├── UnknownNameError           no model, metric, column or format of that name
+│   ├── TextTooLongError           a text exceeds the model's limit and no policy was chosen
+│   └── SpaceMismatchError         vectors of different models were put together
+├── ConfigError                    fix the settings
+│   ├── MissingExtraError (ImportError)
+│   └── MissingKeyError
+├── ProviderError                  the other side failed
+│   ├── AuthenticationError
+│   ├── RateLimitError
+│   ├── QuotaExhaustedError        nothing more until a moment that may be known
+│   ├── UnavailableError
+│   └── BadReplyError
+├── StorageError                   a file is not what it claims, or cannot be written
+│   ├── CorruptFileError
+│   ├── FormatVersionError
+│   └── WriteError
+└── JobError                       a job cannot go on, or some of its rows failed
 
 A message says what was wrong, the value, what would be right and the next step. It names rows by id or
 position, never by their text, and never shows a key.

@@ -158,7 +158,7 @@ def ensure_comparable(stored: Manifest, asked: Manifest, *, what: str) -> None:
     if stored.dimensions == asked.dimensions and distance is not None and distance <= PROBE_TOLERANCE:
         return
     raise SpaceMismatchError(
-        f"{what} holds vectors of {stored.model} (space {short(stored.space)}, "
-        f"{stored.dimensions} dimensions), the other side is {asked.model} (space {short(asked.space)}, {asked.dimensions} dimensions); "
-        f"use -m {stored.model}, or embed {what} again with {asked.model}"
+        f"{what} holds vectors of {stored.model} (space {short(stored.space)}, {stored.dimensions} dimensions),"
+        f" the other side is {asked.model} (space {short(asked.space)}, {asked.dimensions} dimensions);"
+        f" use -m {stored.model}, or embed {what} again with {asked.model}"
     )
