@@ -1,0 +1,157 @@
+"""The command line: which commands there are, and what becomes of their errors.
+
+`vecmill --help` imports no command: each is loaded when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from vecmill._version import __version__
+from vecmill.cli.output import plain, quiet_stdout
+from vecmill.core import errors
+
+OK = 0
+COULD_NOT_RUN = 1
+USAGE = 2
+FAILED_ROWS = 3
+PARKED = 4
+INTERRUPTED = 130
+
+EXIT_CODES: dict[type[errors.Error], int] = {
+    errors.Error: COULD_NOT_RUN,
+    errors.InputError: COULD_NOT_RUN,
+    errors.DimensionMismatchError: COULD_NOT_RUN,
+    errors.UnknownNameError: COULD_NOT_RUN,
+    errors.TextTooLongError: COULD_NOT_RUN,
+    errors.SpaceMismatchError: COULD_NOT_RUN,
+    errors.ConfigError: COULD_NOT_RUN,
+    errors.MissingExtraError: COULD_NOT_RUN,
+    errors.MissingKeyError: COULD_NOT_RUN,
+    errors.ProviderError: COULD_NOT_RUN,
+    errors.AuthenticationError: COULD_NOT_RUN,
+    errors.RateLimitError: PARKED,
+    errors.QuotaExhaustedError: PARKED,
+    errors.UnavailableError: COULD_NOT_RUN,
+    errors.BadReplyError: COULD_NOT_RUN,
+    errors.StorageError: COULD_NOT_RUN,
+    errors.CorruptFileError: COULD_NOT_RUN,
+    errors.FormatVersionError: COULD_NOT_RUN,
+    errors.WriteError: COULD_NOT_RUN,
+    errors.JobError: COULD_NOT_RUN,
+}
+"""What a command exits with when it raises; a test holds this table complete. 3 is a job's own outcome."""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "embed": ("vecmill.cli.embed:embed", "Embed every row of tables into one vector set."),
+    "search": ("vecmill.cli.search:search", "Find the rows of a set nearest to a text or a vector."),
+    "similar": ("vecmill.cli.search:similar", "Find the rows of a set nearest to one of its own."),
+    "info": ("vecmill.cli.sets:info", "Show what a vector set says about itself."),
+    "verify": ("vecmill.cli.sets:verify", "Check a vector set against itself and its model."),
+    "model": ("vecmill.cli.model:model", "List, show and register models."),
+    "job": ("vecmill.cli.job:job", "List the jobs of this machine."),
+    "config": ("vecmill.cli.config:config", "Show the settings and where each comes from."),
+    "bench": ("vecmill.cli.bench:bench", "Measure this machine."),
+    "demo": ("vecmill.cli.demo:demo", "Embed a small table that comes with the package, and search it."),
+}
+"""name -> ("module:attribute", first line of its help), in the order of the help page."""
+
+ALIASES = {"models": "model", "jobs": "job", "sets": "info"}
+"""Plurals people type; understood, not shown."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the commands, in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command of this name, or return None."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="vecmill")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
+    r"""Turn tables of text into vectors you can search, serve and trust.
+
+    Everything runs on this machine: a model comes with the package. Results go to stdout, progress to stderr.
+
+    \b
+    vecmill demo
+    vecmill embed reviews.csv --text review -o reviews.parquet
+    vecmill search reviews.parquet "arrived broken"
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors become one line on stderr."""
+    given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        result: Any = cli.main(args=given, prog_name="vecmill", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; what was finished is kept, and the same command goes on from there")
+        return INTERRUPTED
+    except BrokenPipeError:
+        quiet_stdout()
+        return OK
+    except errors.Error as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {error}")
+        return exit_code(error)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            _say(f"unexpected error: {what}; run it again with --debug for the details")
+        return COULD_NOT_RUN
+
+
+def exit_code(error: errors.Error) -> int:
+    """Return what a command exits with when it raises this error."""
+    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+
+
+def main() -> NoReturn:
+    """Run the command line and leave the process."""
+    sys.exit(run())
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Take `--debug` out, wherever it stands before a `--`, so that it works after the command too."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    head = [argument for argument in arguments[:end] if argument != "--debug"]
+    return head + arguments[end:], len(head) < end
+
+
+def _say(message: str) -> None:
+    click.echo(plain(message, keep_lines=True), err=True)
