@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _FILE = Path(__file__).with_name("catalog.toml")
 
@@ -47,13 +48,12 @@ class CatalogEntry:
 @cache
 def entries() -> tuple[CatalogEntry, ...]:
     """Return every known model in the table's order."""
-    tables = tomllib.loads(_FILE.read_text("utf-8"))["model"]
-    return tuple(
-        CatalogEntry(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-        )
-        for table in tables
-    )
+    tables: list[dict[str, Any]] = tomllib.loads(_FILE.read_text("utf-8"))["model"]
+    return tuple(CatalogEntry(**{key: _frozen(value) for key, value in table.items()}) for table in tables)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def entry(name: str) -> CatalogEntry | None:
