@@ -1,0 +1,82 @@
+"""The list of jobs of this home, for `vecmill job list`.
+
+A convenience: a job needs only the folder beside its output, and nothing is lost with this list.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vecmill.core import durable
+from vecmill.core.config import Settings, load_settings
+from vecmill.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from vecmill.jobs.plan import Plan
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job: `id` is the start of its plan's fingerprint, `updated` seconds since the epoch."""
+
+    id: str
+    state: str
+    inputs: str
+    output: str
+    rows: int
+    done: int
+    updated: float
+
+
+def note_job(plan: Plan, *, state: str, done: int) -> None:
+    """Note how a job stands. A list that cannot be written is logged, not raised."""
+    inputs = ", ".join(source.name for source in plan.sources.files[:3])
+    if len(plan.sources.files) > 3:
+        inputs += f", … ({len(plan.sources.files)} files)"
+    values = (plan.fingerprint[:8], state, inputs, str(plan.output), plan.rows, done, time.time())
+    try:
+        durable.make_dir(plan.home)
+        with _open(plan.home / "jobs.sqlite") as db:
+            db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    except (sqlite3.Error, OSError, StorageError) as error:
+        _log.warning("the list of jobs in %s cannot be written: %s", plan.home, error)
+
+
+def list_jobs(settings: Settings | None = None) -> list[JobRow]:
+    """Return the jobs of this home, newest first.
+
+    Raises:
+        StorageError: The list is damaged; removing it loses nothing else.
+    """
+    path = (settings or load_settings()).home / "jobs.sqlite"
+    if not path.is_file():
+        return []
+    try:
+        with _open(path) as db:
+            return [JobRow(*row) for row in db.execute("SELECT * FROM job ORDER BY updated DESC")]
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} cannot be read: {error}; removing it loses only the list") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    db = sqlite3.connect(path, timeout=10)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        with db:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS job (id TEXT, state TEXT, inputs TEXT, output TEXT PRIMARY KEY, "
+                "rows INTEGER, done INTEGER, updated REAL) STRICT"
+            )
+            yield db
+    finally:
+        db.close()

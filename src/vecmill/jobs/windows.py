@@ -1,0 +1,98 @@
+"""A job's input in windows: what is read, embedded and committed at once.
+
+Where a window ends depends on the input alone, never on time or on what an earlier run did, so that a resumed
+job makes the same windows. Windows run across files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from vecmill.core.types import IntArray
+from vecmill.data.readers import FileBatch
+from vecmill.data.template import Template, TextColumn
+
+WINDOW_ROWS = 2048
+WINDOW_CHARACTERS = 8 << 20
+"""A window ends at this many rows, or before the row that would pass this many characters of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive rows of the input.
+
+    Attributes:
+        index: 0-based number of the window.
+        batch: (n) rows of the input's columns.
+        texts: Their texts; None where there is none.
+        files: File of each row. rows: (n,) int64, its 0-based position there.
+        not_text: What stands in place of a text, by position.
+    """
+
+    index: int
+    batch: pa.RecordBatch
+    texts: list[str | None]
+    files: list[str]
+    rows: IntArray
+    not_text: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(slots=True)
+class _Open:
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    texts: list[str | None] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    rows: list[IntArray] = field(default_factory=list)
+    not_text: dict[int, str] = field(default_factory=dict)
+    characters: int = 0
+
+    def add(self, piece: FileBatch, texts: list[str | None], start: int, end: int) -> None:
+        if start == end:
+            return
+        for at, what in piece.bad_texts.items():
+            if start <= at < end:
+                self.not_text[len(self.texts) + at - start] = what
+        self.batches.append(piece.batch.slice(start, end - start))
+        self.texts += texts[start:end]
+        self.files += [piece.file] * (end - start)
+        self.rows.append(np.arange(piece.first_row + start, piece.first_row + end, dtype=np.int64))
+
+    def close(self, index: int) -> Window:
+        table = pa.Table.from_batches(self.batches).combine_chunks()
+        batches = table.to_batches()
+        batch = batches[0] if batches else self.batches[0]
+        return Window(index, batch, self.texts, self.files, np.concatenate(self.rows), self.not_text)
+
+
+def cut(stream: Iterable[FileBatch], text: Template | TextColumn) -> Iterator[Window]:
+    """Cut batches of files into windows.
+
+    Args:
+        stream: Batches in the order of the input.
+        text: Makes the texts.
+
+    Yields:
+        Windows of 1 to `WINDOW_ROWS` rows, in order.
+    """
+    index, current = 0, _Open()
+    for piece in stream:
+        texts = text.texts(piece.batch)
+        start = 0
+        for at, one in enumerate(texts):
+            length = len(one) if one else 0
+            held = len(current.texts) + at - start
+            if held and (held == WINDOW_ROWS or current.characters + length > WINDOW_CHARACTERS):
+                current.add(piece, texts, start, at)
+                yield current.close(index)
+                index, current, start = index + 1, _Open(), at
+            current.characters += length
+        current.add(piece, texts, start, len(texts))
+    if current.texts:
+        yield current.close(index)

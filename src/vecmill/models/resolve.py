@@ -1,0 +1,147 @@
+"""What a model is called, and how the name becomes an open provider.
+
+A specification is "provider:model", a path (it begins with "./", "../", "/" or "~", or is an existing
+folder), a name of the catalogue, or a name registered with `vecmill model register`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vecmill.core import catalog, durable, registry
+from vecmill.core.config import Settings, load_settings
+from vecmill.core.errors import ConfigError, InputError, unknown_name
+from vecmill.models.base import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that can be named: where the name comes from and what it stands for."""
+
+    name: str
+    spec: str
+    origin: str
+    description: str = ""
+    dimensions: int | None = None
+    max_tokens: int | None = None
+    languages: tuple[str, ...] = ()
+
+
+def open_model(
+    spec: str | None = None,
+    *,
+    settings: Settings | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    max_tokens: int | None = None,
+) -> Provider:
+    """Open a model by its name.
+
+    Args:
+        spec: "minilm", "local:NAME", a folder, a registered name; None takes the settings' default.
+        settings: None reads environment and `vecmill.toml`.
+        device: Where a local model runs; None is the CPU.
+        precision: "float32" or "int8"; None takes the model's own.
+        threads: Threads of local inference; None takes the settings', 0 every usable core.
+        max_tokens: Raises the limit of models that allow it.
+
+    Raises:
+        UnknownNameError: No model of that name; the message lists close ones.
+        ConfigError, StorageError: The model's files are not usable.
+    """
+    settings = settings or load_settings()
+    provider, _, name = canonical(spec or settings.model, settings).partition(":")
+    opened: Provider = registry.load("providers", provider)(
+        name,
+        settings=settings,
+        device=device,
+        precision=precision,
+        threads=settings.threads if threads is None else threads,
+        max_tokens=max_tokens,
+    )
+    return opened
+
+
+def canonical(spec: str, settings: Settings) -> str:
+    """Return a specification as "provider:model" with a path made absolute.
+
+    Raises:
+        UnknownNameError: No model of that name.
+    """
+    if spec.startswith(("./", "../", "/", "~")) or Path(spec).is_dir():
+        return f"local:{Path(spec).expanduser().resolve()}"
+    registered = _registered(settings)
+    if spec in registered:
+        return canonical(registered[spec], settings)
+    provider, colon, name = spec.partition(":")
+    if colon and provider in registry.names("providers"):
+        if provider == "local" and catalog.entry(spec) is None:
+            folder = Path(name).expanduser()
+            if not folder.is_dir():
+                raise unknown_name("local model or folder", name, _names(settings))
+            return f"local:{folder.resolve()}"
+        return spec
+    known = catalog.entry(spec)
+    if known is None:
+        raise unknown_name("model", spec, _names(settings))
+    return known.spec
+
+
+def known_models(settings: Settings | None = None) -> list[KnownModel]:
+    """Return every model that has a name here: the catalogue's, then registered ones."""
+    settings = settings or load_settings()
+    listed = [
+        KnownModel(
+            entry.name,
+            entry.spec,
+            "built in",
+            entry.description,
+            entry.dimensions,
+            entry.max_tokens,
+            entry.languages,
+        )
+        for entry in catalog.entries()
+    ]
+    return listed + [KnownModel(name, spec, "registered") for name, spec in _registered(settings).items()]
+
+
+def register_model(name: str, spec: str, *, settings: Settings | None = None) -> None:
+    """Give a model a name of your own, kept in `VECMILL_HOME/models.toml`. An earlier one is replaced.
+
+    Raises:
+        InputError: The name is taken by the catalogue or would read as a path or provider.
+        UnknownNameError: The specification names no model.
+    """
+    settings = settings or load_settings()
+    if not name or any(sign in name for sign in ":/\\~") or name.startswith("."):
+        raise InputError(f"{name!r} cannot be a model's name: leave out ':', '/', '~' and a leading '.'")
+    if catalog.entry(name) is not None:
+        raise InputError(f"{name!r} is a name of the catalogue: choose another")
+    if spec == name:
+        raise InputError(f"{name!r} would stand for itself: give a folder or provider:model")
+    table = {**_registered(settings), name: canonical(spec, settings)}
+    durable.make_dir(settings.home)
+    lines = [
+        "[models]",
+        *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in sorted(table.items())),
+    ]
+    durable.write_bytes(settings.home / "models.toml", ("\n".join(lines) + "\n").encode())
+
+
+def _registered(settings: Settings) -> dict[str, str]:
+    path = settings.home / "models.toml"
+    if not path.is_file():
+        return {}
+    try:
+        table = tomllib.loads(path.read_text("utf-8")).get("models", {})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; mend it or remove it") from error
+    return {str(name): str(spec) for name, spec in table.items()}
+
+
+def _names(settings: Settings) -> list[str]:
+    return [model.name for model in known_models(settings)]
