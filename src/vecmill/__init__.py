@@ -69,7 +69,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'vecmill' has no attribute {name!r}")
-    import importlib  # noqa: PLC0415 - the one late import: it is what makes the names lazy
+    import importlib  # late: this is what makes the names lazy
 
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value

@@ -1,0 +1,280 @@
+"""Is a vector set what it says? Count, norms, nulls, order, doubles, and a sample computed again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vecmill.core.config import Settings, load_settings
+from vecmill.core.errors import InputError, SpaceMismatchError
+from vecmill.core.space import Manifest, ensure_comparable, short
+from vecmill.core.types import EmptyText, InputType, LongText
+from vecmill.data.vector_set import VectorSet, read_vectors
+from vecmill.embedder.background import run_sync
+from vecmill.embedder.embedder import make_manifest
+from vecmill.embedder.rows import Policy, embed_prepared, prepare
+from vecmill.models.base import Provider
+from vecmill.models.resolve import open_model
+
+NORM_TOLERANCE = 1e-3
+SAMPLE_COSINE = 0.999
+"""A vector computed again must agree at least so far with the stored one; local ones agree to the bit."""
+
+_BLOCK = 8192
+_SEED = 20260801
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question and its answer; `ok` is None where it could not be asked."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All answers about one set."""
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return all(check.ok is not False for check in self.checks)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the report for people and programs."""
+        return {"path": self.path, "ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+
+def verify(
+    path: str | Path,
+    *,
+    sample: int = 100,
+    model: str | None = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Check a vector set against what it says about itself and compute a sample of it again.
+
+    Args:
+        path: The set.
+        sample: Rows to compute again, drawn by a fixed seed; 0 computes none.
+        model: The model to compute with; None takes the manifest's.
+        settings: None reads environment and `vecmill.toml`.
+
+    Raises:
+        StorageError: The set cannot be read at all.
+    """
+    return run_sync(verify_async(path, sample=sample, model=model, settings=settings))
+
+
+async def verify_async(
+    path: str | Path,
+    *,
+    sample: int = 100,
+    model: str | None = None,
+    settings: Settings | None = None,
+) -> Report:
+    """Check a vector set; see `verify`."""
+    found = await asyncio.to_thread(read_vectors, path)
+    checks = [check(found) for check in _CHECKS]
+    checks.append(await _recomputed(found, sample, model, settings or load_settings()))
+    return Report(str(path), tuple(checks))
+
+
+def _manifest(found: VectorSet) -> Check:
+    manifest = found.manifest
+    if manifest is None:
+        return Check("manifest", None, "none: this set was not made by vecmill")
+    detail = f"{manifest.model}, space {short(manifest.space)}, {manifest.dimensions} dimensions"
+    return Check("manifest", True, detail)
+
+
+def _rows(found: VectorSet) -> Check:
+    if found.manifest is None:
+        return Check("rows", None, f"{found.total_rows} rows, nothing to compare with")
+    expected = found.manifest.rows
+    if found.total_rows != expected:
+        return Check("rows", False, f"{found.total_rows} rows, the manifest says {expected}")
+    return Check("rows", True, f"{expected} rows, {len(found.vectors)} with a vector")
+
+
+def _norms(found: VectorSet) -> Check:
+    if not len(found.vectors):
+        return Check("norms", None, "no vectors")
+    norms = np.linalg.norm(found.vectors, axis=1)
+    if found.manifest is None or not found.manifest.normalized:
+        return Check("norms", None, f"{norms.min():.4g} to {norms.max():.4g}, not said to be unit length")
+    off = np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE)
+    if len(off):
+        worst = off[np.argmax(np.abs(norms[off] - 1))]
+        where = f"id {found.ids[found.rows[worst]]!r} has {norms[worst]:.4g}"
+        return Check("norms", False, f"{len(off)} vectors are not of unit length; {where}")
+    return Check("norms", True, f"all of unit length, off by at most {np.abs(norms - 1).max():.1e}")
+
+
+def _nulls(found: VectorSet) -> Check:
+    without = np.setdiff1d(np.arange(found.total_rows), found.rows)
+    if not len(without):
+        return Check("nulls", True, "every row has a vector")
+    if found.manifest is None or "error" not in found.columns:
+        return Check("nulls", None, f"{len(without)} rows have no vector; the set does not say why")
+    errors = [record["error"] for record in found.records(without.tolist(), ["error"])]
+    texts = found.texts(without.tolist())
+    lost = [
+        int(row)
+        for row, error, text in zip(without, errors, texts, strict=True)
+        if error is None and text is not None and text.strip()
+    ]
+    if lost:
+        return Check(
+            "nulls", False, f"{len(lost)} rows have a text but no vector and no error: row {lost[0]}"
+        )
+    failed = sum(error is not None for error in errors)
+    return Check("nulls", True, f"{failed} rows failed, {len(without) - failed} have no text; none is lost")
+
+
+def _ids(found: VectorSet) -> Check:
+    if len(set(found.ids)) == len(found.ids):
+        return Check("ids", True, f"{len(found.ids)} different ids")
+    chunked = found.manifest is not None and found.manifest.long_text == LongText.CHUNKS
+    if chunked:
+        return Check("ids", True, f"{len(set(found.ids))} ids, repeated by the chunks of a text")
+    seen: dict[str, int] = {}
+    for row, id_ in enumerate(found.ids):
+        if id_ in seen:
+            return Check("ids", False, f"id {id_!r} stands at rows {seen[id_]} and {row}")
+        seen[id_] = row
+    return Check("ids", True, "")
+
+
+def _order(found: VectorSet) -> Check:
+    if found.manifest is None or not {"file", "row"} <= set(found.columns):
+        return Check("order", None, "the set has no columns file and row of ours")
+    seen: set[str] = set()
+    last_file, last_row = None, -1
+    for start in range(0, found.total_rows, _BLOCK):
+        block = range(start, min(start + _BLOCK, found.total_rows))
+        for at, record in zip(block, found.records(block, ["file", "row"]), strict=True):
+            file, row = record["file"], record["row"]
+            if file != last_file:
+                if file in seen:
+                    return Check("order", False, f"row {at}: file {file!r} stands in two places")
+                seen.add(file)
+                last_file, last_row = file, -1
+            if row < last_row:
+                return Check("order", False, f"row {at}: input row {row} of {file!r} comes after {last_row}")
+            last_row = row
+    return Check("order", True, f"as in the input, {len(seen)} files")
+
+
+def _doubles(found: VectorSet) -> Check:
+    """Equal texts must have equal vectors; many texts on one vector are suspicious."""
+    if found.text_column is None or not len(found.rows):
+        return Check("doubles", None, "the set has no texts")
+    by_text: dict[bytes, tuple[bytes, int]] = {}
+    texts_of: dict[bytes, bytes] = {}
+    shared = 0
+    for at, text in zip(range(len(found.rows)), _texts(found), strict=True):
+        if text is None:
+            continue
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        vector = hashlib.blake2b(found.vectors[at].tobytes(), digest_size=16).digest()
+        known, first = by_text.setdefault(key, (vector, at))
+        if known != vector and not _close(found.vectors[first], found.vectors[at]) and not _is_chunked(found):
+            one, other = found.ids[found.rows[first]], found.ids[found.rows[at]]
+            return Check("doubles", False, f"ids {one!r} and {other!r} have the same text but other vectors")
+        shared += texts_of.setdefault(vector, key) != key
+    detail = f"equal texts have equal vectors ({len(found.rows) - len(by_text)} repeated)"
+    if shared > 0.01 * len(found.rows) and not _is_chunked(found):
+        return Check("doubles", False, f"{detail}, but {shared} different texts share a vector with another")
+    return Check("doubles", True, detail + (f"; {shared} different texts share a vector" if shared else ""))
+
+
+def _is_chunked(found: VectorSet) -> bool:
+    return found.manifest is not None and found.manifest.long_text == LongText.CHUNKS
+
+
+def _texts(found: VectorSet) -> Iterator[str | None]:
+    for start in range(0, len(found.rows), _BLOCK):
+        yield from found.texts(found.rows[start : start + _BLOCK].tolist())
+
+
+def _close(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    return bool(np.allclose(one, other, atol=1e-4))
+
+
+_CHECKS: tuple[Callable[[VectorSet], Check], ...] = (_manifest, _rows, _norms, _nulls, _ids, _order, _doubles)
+
+
+async def _recomputed(found: VectorSet, sample: int, model: str | None, settings: Settings) -> Check:
+    manifest = found.manifest
+    name = model or (manifest.model if manifest else None)
+    if sample < 1 or name is None or found.text_column is None or not len(found.rows):
+        return Check(
+            "recomputed", None, "no sample: " + ("none asked for" if sample < 1 else "no model or texts")
+        )
+    if manifest is None:
+        raise InputError(f"{found.path} does not say how it was made: verify it without --model")
+    try:
+        provider = await asyncio.to_thread(_open, name, manifest, settings)
+    except InputError as error:
+        return Check("recomputed", False, str(error))
+    try:
+        ensure_comparable(manifest, await make_manifest(provider, InputType.DOCUMENT), what=found.path)
+        return await _compare_sample(found, manifest, provider, sample)
+    except SpaceMismatchError as error:
+        return Check("recomputed", False, str(error))
+    finally:
+        await provider.close()
+
+
+def _open(name: str, manifest: Manifest, settings: Settings) -> Provider:
+    return open_model(name, settings=settings, precision=manifest.precision, max_tokens=manifest.max_tokens)
+
+
+async def _compare_sample(found: VectorSet, manifest: Manifest, provider: Provider, sample: int) -> Check:
+    draw = np.random.default_rng(_SEED)
+    at = np.sort(draw.choice(len(found.rows), size=min(sample, len(found.rows)), replace=False))
+    texts, stored = _whole_texts(found, manifest, at)
+    policy = Policy(
+        LongText.TRUNCATE if manifest.long_text == LongText.CHUNKS else LongText(manifest.long_text),
+        EmptyText.EMBED,
+        InputType(manifest.input_type),
+        manifest.max_tokens,
+    )
+    ready = await prepare(provider, texts, policy)
+    again = await embed_prepared(provider, ready, policy)
+    old = found.vectors[stored[again.rows]]
+    norms = np.linalg.norm(old, axis=1) * np.linalg.norm(again.vectors, axis=1)
+    cosines = np.einsum("ij,ij->i", old, again.vectors) / np.maximum(norms, 1e-12)
+    same = int((old == again.vectors).all(axis=1).sum())
+    detail = f"{len(cosines)} rows, lowest cosine {cosines.min():.6f}, {same} equal to the bit"
+    if cosines.min() >= SAMPLE_COSINE:
+        return Check("recomputed", True, detail)
+    worst = found.ids[found.rows[stored[again.rows[int(np.argmin(cosines))]]]]
+    return Check("recomputed", False, f"{detail}; worst is id {worst!r}: order, text or model changed")
+
+
+def _whole_texts(
+    found: VectorSet, manifest: Manifest, at: np.ndarray[Any, Any]
+) -> tuple[list[str | None], np.ndarray[Any, Any]]:
+    """Return the sample's texts as they were embedded, a chunk's characters only, and their positions."""
+    rows = found.rows[at].tolist()
+    texts = found.texts(rows)
+    if manifest.long_text == LongText.CHUNKS and {"start", "end"} <= set(found.columns):
+        spans = found.records(rows, ["start", "end"])
+        texts = [
+            text[span["start"] : span["end"]] if text is not None else None
+            for text, span in zip(texts, spans, strict=True)
+        ]
+    return texts, at
