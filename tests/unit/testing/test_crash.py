@@ -11,6 +11,10 @@ from vecmill.testing.crash import crash_states, recording, replay
 OLD, NEW = b"old content", b"the new content"
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
 def outcomes(
     folder: Path, write: Callable[[Path], None], *, existed: bool = True
 ) -> dict[bool, set[bytes | None]]:
