@@ -1,0 +1,240 @@
+"""`vecmill embed`: tables in, one vector set out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vecmill.cli.output import count, duration, emit, say, table, tell
+from vecmill.cli.progress import ProgressLine
+from vecmill.core.config import load_settings
+
+if TYPE_CHECKING:
+    from vecmill.jobs.plan import JobOptions, Plan
+    from vecmill.jobs.run import Outcome
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help=".parquet, .arrow, .jsonl, .npy or a folder."
+)
+@click.option(
+    "-m", "--model", metavar="MODEL", help="The model; see `vecmill model list`.  [default: minilm]"
+)
+@click.option("--text", metavar="COLUMN", help="The column of the texts.")
+@click.option("--template", metavar="TEMPLATE", help='Make the texts: "Title: {title}; Content: {body}".')
+@click.option("--id", "id_column", metavar="COLUMN", help="The column of the ids.  [default: file#row]")
+@click.option("--columns", metavar="A,B|none", help="Input columns to keep.  [default: all]")
+@click.option(
+    "--output-column",
+    "output_columns",
+    multiple=True,
+    metavar="[ROLE=]NAME",
+    help="Name the vector column, or with ROLE= another one (id, file, row, text, error, ...).",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read the first N rows only.")
+@click.option(
+    "--long-text",
+    type=click.Choice(["average", "error", "truncate", "chunks"]),
+    default="average",
+    show_default=True,
+    help="What becomes of a text longer than the model takes.",
+)
+@click.option(
+    "--empty",
+    type=click.Choice(["error", "skip", "embed"]),
+    default="error",
+    show_default=True,
+    help="What becomes of a text without a visible character.",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens above which a text is long."
+)
+@click.option(
+    "--input-type",
+    type=click.Choice(["document", "query"]),
+    default="document",
+    help="The role of the texts.",
+)
+@click.option("--device", metavar="DEVICE", help="Where a local model runs: CPU, GPU, NPU, AUTO.")
+@click.option("--precision", type=click.Choice(["float32", "int8"]), help="What a local model computes in.")
+@click.option("--threads", type=click.IntRange(min=0), metavar="N", help="Threads; 0 takes every core.")
+@click.option(
+    "--format", "format_", metavar="FORMAT", help="Read every input as csv, tsv, parquet, json, ..."
+)
+@click.option(
+    "--output-format", metavar="FORMAT", help="Write parquet, arrow, jsonl or npy, whatever the suffix."
+)
+@click.option(
+    "--encoding", metavar="CODEC[:ERRORS]", help="Such as cp1252, or utf-8:replace.  [default: utf-8]"
+)
+@click.option(
+    "--no-header", is_flag=True, help="csv and tsv: the first line is a row; columns are c0, c1, ..."
+)
+@click.option("--no-quotes", is_flag=True, help="csv and tsv: a quote is a character like any other.")
+@click.option("--delimiter", metavar="CHAR", help="csv and tsv: what separates cells.")
+@click.option("--records", metavar="KEY", help="json: where the records lie, such as data or a.b.")
+@click.option("--any-language", is_flag=True, help="Go on where the model does not know most of the words.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an output that is there; it stays until the new one is whole."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, with all texts and tokens counted, and stop."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt, or the plan, as one JSON object.")
+def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **given: Any) -> int:
+    r"""Embed every row of tables into one vector set.
+
+    INPUT is a file (csv, tsv, parquet, json, jsonl, arrow, feather, txt, also .gz and .zst), a folder, a
+    glob, a URL, or - for standard input with --format. All columns are kept and the vectors added.
+
+    The same command again goes on where it stopped, or says that it is complete. Rows that fail stay, without
+    a vector and with an error, and are listed in OUT.errors.jsonl; OUT.receipt.json adds up.
+
+    \b
+    vecmill embed reviews.csv --text review -o reviews.parquet
+    vecmill embed reviews.csv --template "Title: {Summary}; Content: {Text}" -o reviews.parquet
+    zcat log.jsonl.gz | vecmill embed - --format jsonl --text message -o log.parquet
+    """
+    options = job_options(given)
+    if dry_run:
+        asyncio.run(_dry_run(inputs, output, options, as_json=as_json))
+        return 0
+    started = time.monotonic()
+    outcome = asyncio.run(_run(inputs, output, options))
+    tell(summary(outcome, time.monotonic() - started))
+    if as_json:
+        emit(
+            {
+                "state": outcome.state,
+                "output": outcome.output,
+                "errors_file": outcome.errors_file,
+                **outcome.receipt,
+            }
+        )
+    return outcome.exit_code
+
+
+def job_options(given: dict[str, Any]) -> JobOptions:
+    """Turn the command's options into the job's.
+
+    Raises:
+        UsageError: An option does not have the form it needs.
+    """
+    from vecmill.data.readers import ReadOptions
+    from vecmill.jobs.plan import JobOptions
+
+    columns = given.pop("columns")
+    read = ReadOptions(
+        encoding=given.pop("encoding"),
+        header=not given.pop("no_header"),
+        quote=None if given.pop("no_quotes") else '"',
+        delimiter=_unescaped(given.pop("delimiter")),
+        records=given.pop("records"),
+    )
+    return JobOptions(
+        columns=None if columns is None else _listed(columns),
+        output_column=_renamed(given.pop("output_columns")),
+        format=given.pop("format_"),
+        read=read,
+        **given,
+    )
+
+
+def summary(outcome: Outcome, seconds: float) -> str:
+    """Say in one line how a job ended."""
+    receipt = outcome.receipt
+    if outcome.state == "already complete":
+        rows = f" ({count(receipt['rows'], 'row')})" if receipt else ""
+        return f"already complete: {outcome.output}{rows}; nothing was done"
+    parts = [count(receipt["rows"], "row"), count(receipt["vectors"], "vector")]
+    if receipt.get("long"):
+        parts.append(f"{count(receipt['long'], 'long text')} ({receipt.get('long_text', 'over the limit')})")
+    if receipt.get("deduped"):
+        parts.append(f"{receipt['deduped']:,} repeated")
+    if receipt.get("skipped"):
+        parts.append(f"{receipt['skipped']:,} without text skipped")
+    if receipt.get("warned"):
+        parts.append(f"{receipt['warned']:,} marked in the column warning")
+    if receipt.get("errors"):
+        parts.append(f"{receipt['errors']:,} failed, see {outcome.errors_file}")
+    parts.append(duration(seconds))
+    return f"{outcome.state}: {', '.join(parts)} -> {outcome.output}"
+
+
+async def _run(inputs: tuple[str, ...], output: str, options: JobOptions) -> Outcome:
+    from dataclasses import replace
+
+    from vecmill.jobs.plan import make_plan
+    from vecmill.jobs.run import run
+
+    plan = await make_plan(inputs, output, options, settings=load_settings())
+    with ProgressLine() as line:
+        outcome = await run(plan, listen=line)
+    return replace(outcome, receipt=_with_policy(outcome.receipt, plan))
+
+
+def _with_policy(receipt: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    done = {"average": "averaged", "truncate": "truncated", "chunks": "cut into chunks", "error": "refused"}
+    return {**receipt, "long_text": done[str(plan.policy.long_text)]} if receipt else receipt
+
+
+async def _dry_run(inputs: tuple[str, ...], output: str, options: JobOptions, *, as_json: bool) -> None:
+    from vecmill.jobs.plan import count_tokens, make_plan
+
+    plan = await make_plan(inputs, output, options, settings=load_settings())
+    try:
+        price = plan.provider.info.usd_per_million_tokens
+        counted = await count_tokens(plan)
+        usd = None if price is None else price * counted["tokens"] / 1e6
+        described = {**plan.describe(), **counted, "usd": usd}
+    finally:
+        plan.discard()
+    if as_json:
+        emit(described)
+        return
+    say(*table([(name.replace("_", " "), _cell(value)) for name, value in described.items()]))
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "unknown"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _listed(columns: str) -> tuple[str, ...]:
+    if columns == "none":
+        return ()
+    names = tuple(name.strip() for name in columns.split(","))
+    if not all(names):
+        raise click.UsageError(f"--columns {columns!r}: names separated by commas, or none")
+    return names
+
+
+def _renamed(given: tuple[str, ...]) -> dict[str, str]:
+    renamed: dict[str, str] = {}
+    for item in given:
+        role, equals, name = item.partition("=")
+        if not equals:
+            role, name = "embedding", item
+        if not role or not name:
+            raise click.UsageError(f"--output-column {item!r}: a name, or ROLE=NAME")
+        if role in renamed:
+            raise click.UsageError(f"--output-column names {role} twice")
+        renamed[role] = name
+    return renamed
+
+
+def _unescaped(delimiter: str | None) -> str | None:
+    return "\t" if delimiter in ("\\t", "tab") else delimiter

@@ -1,0 +1,90 @@
+"""`vecmill model`: which models there are, and names for one's own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from vecmill.cli.output import emit, say, table, tell
+from vecmill.core.config import load_settings
+from vecmill.core.space import short
+
+
+@click.group()
+def model() -> None:
+    """List, show and register models."""
+
+
+@model.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def list_(as_json: bool) -> None:
+    """List the models that have a name here."""
+    from vecmill.models.resolve import known_models
+
+    models = known_models(load_settings())
+    if as_json:
+        emit([asdict(known) for known in models])
+        return
+    header = ("name", "dimensions", "tokens", "languages", "origin", "what it is")
+    rows = [
+        (
+            known.name,
+            str(known.dimensions or ""),
+            str(known.max_tokens or ""),
+            " ".join(known.languages),
+            known.origin,
+            known.description or known.spec,
+        )
+        for known in models
+    ]
+    say(*table(rows, header, right=frozenset({1, 2})))
+
+
+@model.command()
+@click.argument("name", metavar="MODEL")
+@click.option("--device", metavar="DEVICE", help="Where it runs: CPU, GPU, NPU, AUTO.")
+@click.option("--precision", type=click.Choice(["float32", "int8"]), help="What it computes in.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(name: str, device: str | None, precision: str | None, as_json: bool) -> None:
+    """Open MODEL and show what it says about itself."""
+    described = asyncio.run(_describe(name, device, precision))
+    if as_json:
+        emit(described)
+        return
+    shown = {**described, "space": short(described["space"])}
+    rows = [
+        (key.replace("_", " "), _cell(value)) for key, value in shown.items() if value not in (None, (), "")
+    ]
+    say(*table(rows))
+
+
+@model.command()
+@click.argument("name", metavar="NAME")
+@click.argument("spec", metavar="SPEC")
+def register(name: str, spec: str) -> None:
+    """Give a model a name of your own: NAME then stands for SPEC, a folder or provider:model."""
+    from vecmill.models.resolve import register_model
+
+    register_model(name, spec, settings=load_settings())
+    tell(f"registered: {name} stands for {spec}; use it with -m {name}")
+
+
+async def _describe(name: str, device: str | None, precision: str | None) -> dict[str, Any]:
+    from vecmill.models.resolve import open_model
+
+    provider = await asyncio.to_thread(
+        open_model, name, settings=load_settings(), device=device, precision=precision
+    )
+    try:
+        return asdict(provider.info)
+    finally:
+        await provider.close()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(value) if isinstance(value, tuple) else str(value)

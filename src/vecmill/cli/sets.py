@@ -1,0 +1,103 @@
+"""`vecmill info` and `vecmill verify`: what a vector set says, and whether it is true."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vecmill.cli.output import count, emit, say, table, tell
+from vecmill.core.config import load_settings
+
+_SHOWN = ("model", "provider", "precision", "pooling", "tokenizer", "revision", "input_type", "template")
+_ALSO = ("long_text", "max_tokens", "tool_version")
+
+
+@click.command()
+@click.argument("vector_set", metavar="SET")
+@click.option("--vector-column", metavar="COLUMN", help="The column of the vectors.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
+    """Show what a vector set says about itself."""
+    described = _describe(vector_set, vector_column)
+    if as_json:
+        emit(described)
+        return
+    manifest: dict[str, Any] = described["manifest"] or {}
+    made = [
+        (name.replace("_", " "), str(manifest[name])) for name in _SHOWN if manifest.get(name) is not None
+    ]
+    also = [(name.replace("_", " "), str(manifest[name])) for name in _ALSO if manifest.get(name) is not None]
+    without = described["rows"] - described["vectors"]
+    rows = [
+        ("set", described["path"]),
+        ("size", f"{described['size_bytes'] / 2**20:,.1f} MiB"),
+        ("rows", f"{described['rows']:,}" + (f", {without:,} without a vector" if without else "")),
+        ("dimensions", str(described["dimensions"])),
+        ("unit length", {True: "yes", False: "no", None: "unknown"}[described["normalized"]]),
+        ("space", (described["space"] or "unknown")[:6] if manifest else "unknown: no manifest of ours"),
+        *made,
+        *also,
+        ("vectors in", described["vector_column"]),
+        ("texts in", described["text_column"] or "none"),
+        ("columns", ", ".join(described["columns"]) or "none"),
+    ]
+    say(*table(rows))
+
+
+@click.command()
+@click.argument("vector_set", metavar="SET")
+@click.option(
+    "--sample", type=click.IntRange(min=0), default=100, show_default=True, help="Rows to compute again."
+)
+@click.option(
+    "-m", "--model", metavar="MODEL", help="Compute with this model.  [default: the one that made SET]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(vector_set: str, sample: int, model: str | None, as_json: bool) -> int:
+    """Check a vector set against itself and its model.
+
+    Rows, lengths, nulls, ids, order and doubles are looked at in every row; a sample is computed again. Exit
+    code 1 when a check fails.
+    """
+    from vecmill.jobs.verify import verify as check_set
+
+    report = check_set(vector_set, sample=sample, model=model, settings=load_settings())
+    if as_json:
+        emit(report.describe())
+    else:
+        words = {True: "ok", False: "FAILED", None: "-"}
+        say(*table([(words[check.ok], check.name, check.detail) for check in report.checks]))
+    failed = sum(check.ok is False for check in report.checks)
+    if failed:
+        tell(f"{count(failed, 'check')} failed: embed {vector_set} again, with --overwrite")
+    return 0 if report.ok else 1
+
+
+def _describe(vector_set: str, vector_column: str | None) -> dict[str, Any]:
+    """Return what a set holds; no vectors and no texts in it."""
+    from vecmill.data.vector_set import read_vectors
+
+    found = read_vectors(vector_set, vector_column=vector_column)
+    manifest = found.manifest
+    kept = None if manifest is None else {k: v for k, v in asdict(manifest).items() if k != "probe"}
+    return {
+        "path": found.path,
+        "size_bytes": _size(Path(vector_set)),
+        "rows": found.total_rows,
+        "vectors": len(found.vectors),
+        "dimensions": found.dimensions,
+        "normalized": None if manifest is None else manifest.normalized,
+        "space": None if manifest is None else manifest.space,
+        "vector_column": found.vector_column,
+        "text_column": found.text_column,
+        "columns": found.columns,
+        "manifest": kept,
+    }
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
