@@ -1,0 +1,124 @@
+"""What the readers of all formats share: options, what a survey tells, and the parts of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from vecmill.core.errors import InputError
+from vecmill.core.events import Notice
+from vecmill.data.kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How the input files are written.
+
+    Attributes:
+        encoding: None for UTF-8, or what the byte order mark says; else `codec` or `codec:errors`, such as
+            "cp1252" or "utf-8:replace".
+        header: Whether csv and tsv files begin with column names. Without, columns are c0, c1, …
+        quote: The quote character of csv and tsv; None turns quoting off.
+        delimiter: What separates cells; None for the comma of csv and the tab of tsv.
+        records: Where the records lie in a JSON document that is one object: "data" or "a.b".
+    """
+
+    encoding: str | None = None
+    header: bool = True
+    quote: str | None = '"'
+    delimiter: str | None = None
+    records: str | None = None
+
+    def check(self) -> None:
+        """Refuse options that no reader could follow.
+
+        Raises:
+            InputError: Quote or delimiter is not one ASCII character, or both are the same.
+        """
+        for name, value in (("quote", self.quote), ("delimiter", self.delimiter)):
+            if value is not None and (len(value) != 1 or not value.isascii() or value in "\r\n\0"):
+                raise InputError(f"{name} is {value!r}; it must be one ASCII character")
+        if self.quote is not None and self.quote == self.delimiter:
+            raise InputError(f"quote and delimiter are both {self.quote!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What reading one file once has shown."""
+
+    rows: int
+    columns: dict[str, Kind]
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some consecutive rows of one file, and the cells of text columns that hold no text."""
+
+    batch: pa.RecordBatch
+    bad_texts: dict[int, str] = field(default_factory=dict)
+
+    def slice(self, start: int, rows: int) -> Part:
+        """Return `rows` rows from `start` on."""
+        inside = {i - start: what for i, what in self.bad_texts.items() if start <= i < start + rows}
+        return Part(self.batch.slice(start, rows), inside)
+
+
+class Table(Protocol):
+    """One file. Both methods read it from its beginning."""
+
+    def survey(self, limit: int | None) -> Survey:
+        """Count the rows (up to `limit`) and find the kind of every column."""
+        ...
+
+    def parts(self, schema: pa.Schema, limit: int) -> Iterator[Part]:
+        """Yield the first `limit` rows in the given schema, in parts of any size; look at no later row."""
+        ...
+
+    def is_exact(self, column: str) -> bool:
+        """Whether float64 holds every integer of the column; asked only if `Kind.exact` is None."""
+        ...
+
+
+def limited(parts: Iterator[Part], limit: int) -> Iterator[Part]:
+    """Stop after `limit` rows, without asking for more than it takes."""
+    while limit > 0 and (part := next(parts, None)) is not None:
+        yield part if part.batch.num_rows <= limit else part.slice(0, limit)
+        limit -= part.batch.num_rows
+
+
+def rechunked(parts: Iterator[Part], rows: int) -> Iterator[Part]:
+    """Cut and join parts so that each has `rows` rows, the last one perhaps fewer."""
+    waiting: list[Part] = []
+    count = 0
+    for part in parts:
+        start = 0
+        while start < part.batch.num_rows:
+            taken = part.slice(start, min(rows - count, part.batch.num_rows - start))
+            waiting.append(taken)
+            start += taken.batch.num_rows
+            count += taken.batch.num_rows
+            if count == rows:
+                yield _joined(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    bad: dict[int, str] = {}
+    first = 0
+    for part in parts:
+        bad.update({first + i: what for i, what in part.bad_texts.items()})
+        first += part.batch.num_rows
+    return Part(pa.concat_batches([part.batch for part in parts]), bad)
+
+
+def empty_column(rows: int, kind: pa.DataType) -> pa.Array:
+    """Return a column of nulls: what a file has where only others have the column."""
+    return pa.nulls(rows, kind)
