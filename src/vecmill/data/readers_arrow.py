@@ -134,7 +134,7 @@ class ArrowTable(TypedTable):
     """One Arrow file: IPC file (also Feather 2) or IPC stream, told by its first bytes."""
 
     def survey(self, limit: int | None) -> Survey:
-    """One Arrow file: the IPC file format (also Feather 2) or the IPC stream format, by its first bytes."""
+        """Count the rows and check every buffer, so that damage is found before anything is embedded."""
         rows = 0
         kinds: dict[str, Kind] = {}
         with self._guarded():
