@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vecmill.core import durable
-from vecmill.core.errors import InputError
+from vecmill.core.errors import InputError, StorageError, unknown_name
 from vecmill.core.space import MANIFEST_KEY, Manifest
 from vecmill.core.types import Vectors
 from vecmill.data.sidecar import (
@@ -180,18 +180,43 @@ def _write_directory(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
     durable.make_dir(folder)
     _ensure_ours(folder)
     durable.remove_leftovers(folder)
-    tag = _tag(folder, job.manifest)
+    old = _readable_index(folder)
+    in_use = {part.name: part for part in old.parts} if old else {}
+    tag = _tag(job.manifest)
     parts: list[Part] = []
     for windows in _by_part(batches):
-        path = folder / f"part-{tag}-{len(parts):05d}.parquet"
-        with durable.replacing(path) as temp:
-            rows = _parquet_file(temp, job, windows)
-            parts.append(Part(path.name, rows, durable.digest_file(temp)))
+        parts.append(_write_part(job, windows, f"{len(parts):05d}", tag, in_use))
     write_index(folder, Index(job.manifest, tuple(parts)))
     current = {part.name for part in parts}
     for entry in sorted(folder.iterdir()):
         if PART_NAME.fullmatch(entry.name) and entry.name not in current:
             durable.remove(entry)
+
+
+def _write_part(
+    job: _Job, windows: Iterator[pa.RecordBatch], number: str, tag: str, in_use: dict[str, Part]
+) -> Part:
+    """Write a part, never over one the present set reads; one that is there already in equal bytes stays."""
+    wanted = name = f"part-{tag}-{number}.parquet"
+    while name in in_use:
+        tag = _hash8(tag)
+        name = f"part-{tag}-{number}.parquet"
+    with durable.replacing(job.path / name) as temp:
+        rows = _parquet_file(temp, job, windows)
+        digest = durable.digest_file(temp)
+    there = job.path / wanted
+    if name != wanted and there.is_file() and durable.digest_file(there) == digest:
+        durable.remove(job.path / name)
+        name = wanted
+    return Part(name, rows, digest)
+
+
+def _readable_index(folder: Path) -> Index | None:
+    """Read the present set's index; a damaged one protects nothing."""
+    try:
+        return read_index(folder)
+    except StorageError:
+        return None
 
 
 def _ensure_ours(folder: Path) -> None:
@@ -203,15 +228,10 @@ def _ensure_ours(folder: Path) -> None:
             )
 
 
-def _tag(folder: Path, manifest: Manifest) -> str:
-    """Name the parts after the plan, but never as parts the present set reads."""
+def _tag(manifest: Manifest) -> str:
+    """Name the parts after the plan."""
     source = manifest.plan or manifest.to_json()
-    tag = source[:8] if re.fullmatch(r"[0-9a-f]{8,}", source) else _hash8(source)
-    old = read_index(folder)
-    used = {part.name.split("-")[1] for part in old.parts} if old else set()
-    while tag in used:
-        tag = _hash8(tag)
-    return tag
+    return source[:8] if re.fullmatch(r"[0-9a-f]{8,}", source) else _hash8(source)
 
 
 def _hash8(text: str) -> str:
@@ -253,6 +273,12 @@ def _write_arrow(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
 
 
 def _write_jsonl(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
+    for name in job.columns_json:
+        if name == "embeddings":
+            raise InputError(f"column {name!r} clashes with the vectors' key in JSON lines; leave it out")
+        if name not in job.schema.names:
+            raise unknown_name("column", name, job.schema.names)
+
     def write(file: BinaryIO) -> dict[str, Any]:
         for batch in batches:
             file.write(b"".join(_lines(batch, job)))
@@ -352,12 +378,15 @@ def _write_with_sidecar(job: _Job, write: Callable[[BinaryIO], dict[str, Any]]) 
 
 
 def _previous(path: Path) -> Sidecar | None:
-    """What the sidecar must say about the file that is still in place."""
+    """What the sidecar must say about the file still in place; None where that opens no more anyway."""
     if not path.exists():
         return None
     if not sidecar_path(path).exists():
         return Sidecar(None, Part(path.name, 0, durable.digest_file(path)))
-    return read_sidecar(path)
+    try:
+        return read_sidecar(path)
+    except StorageError:
+        return None
 
 
 def _matrix(column: Any, dimensions: int) -> tuple[Vectors, np.ndarray[Any, np.dtype[np.bool_]]]:
