@@ -28,8 +28,8 @@ def embed(
     """Embed a list of texts or the rows of any frame.
 
     Args:
-        table: A text, a list of texts, a dict of columns, a list of dicts, a pandas, polars or Arrow table, or
-            anything with the Arrow C interface. It is not changed.
+        table: A text, a list of texts, a dict of columns, a list of dicts, a pandas, polars or Arrow table,
+            or anything with the Arrow C interface. It is not changed.
         model: "minilm" (built in), "local:NAME", a folder or a registered name; None takes the settings'.
         text: The column to embed; not needed where only one holds text.
         template: Joins columns: "Title: {title}; Content: {body}".

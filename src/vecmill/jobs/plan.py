@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecmill.core.config import Settings, load_settings
+from vecmill.core.durable import TEMP_SUFFIX
 from vecmill.core.errors import FormatVersionError, InputError, StorageError
 from vecmill.core.events import Notice
 from vecmill.core.space import Manifest, short
@@ -278,8 +279,8 @@ async def count_tokens(plan: Plan) -> dict[str, int]:
 
 
 def _discard(state: StateDir) -> None:
-    if state.path.is_dir() and not state.plan_path.exists():
-        state.remove()
+    if not state.plan_path.exists():
+        state.remove()  # with what a crash during an earlier removal left
 
 
 def _local(output: str | Path) -> Path:
@@ -369,7 +370,7 @@ async def _manifest(
 
 def _complete(output: Path, fingerprint: str, *, overwrite: bool) -> bool:
     """Whether the output is there and made by this plan; refuses one that is not."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or _unfinished_folder(output, fingerprint):
         return False
     try:
         found = read_manifest(output)
@@ -385,6 +386,14 @@ def _complete(output: Path, fingerprint: str, *, overwrite: bool) -> bool:
     raise InputError(
         f"{output} is there already and {what}: choose another name, or --overwrite to replace it"
     )
+
+
+def _unfinished_folder(output: Path, fingerprint: str) -> bool:
+    """Whether a folder is empty or holds only parts that this plan began to publish."""
+    if not output.is_dir():
+        return False
+    ours = f"part-{fingerprint[:8]}-"
+    return all(p.name.startswith(ours) or p.name.endswith(TEMP_SUFFIX) for p in output.iterdir())
 
 
 def _resumable(state: StateDir, fingerprint: str, *, overwrite: bool) -> int:
