@@ -71,9 +71,8 @@ class VectorSet:
                 raise unknown_name("column", name, self.columns)
         at = np.asarray(rows, dtype=np.int64).reshape(-1)
         if len(at) and (at.min() < 0 or at.max() >= self.total_rows):
-            raise InputError(
-                f"row {at.max() if at.min() >= 0 else at.min()} is not among {self.total_rows} rows"
-            )
+            wrong = at.min() if at.min() < 0 else at.max()
+            raise InputError(f"row {wrong} is outside the set: it has {self.total_rows} rows")
         if not names:
             return [{} for _ in range(len(at))]
         records: list[dict[str, Any]] = self._file.take(at, names).to_pylist()
@@ -179,7 +178,7 @@ def _vector_column(file: SetFile, asked: str | None) -> str:
 
 
 def _is_vectors(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.ExtensionType):
+    if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(lists and pa.types.is_floating(kind.value_type))
