@@ -1,0 +1,335 @@
+"""Find and read the files of a model folder: what is there, what is missing, how vectors are pooled.
+
+A folder has the layout of sentence-transformers, or a plain one with config.json, weights and tokenizer.json
+beside a `vecmill.json` that says what the folder itself does not:
+
+    {"pooling": ["mean"], "normalize": true, "max_tokens": 512,
+     "query_prefix": "query: ", "document_prefix": "passage: ", "languages": ["en"]}
+
+Every field is optional; what stands there wins over the rest of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from vecmill.core.errors import ConfigError, CorruptFileError, InputError, unknown_name
+from vecmill.core.types import InputType
+from vecmill.models.local.pooling import DENSE_ACTIVATIONS, Dense, Head, Normalize, Pool
+from vecmill.models.local.weights import open_weights
+
+BUILTIN_NAME = "all-MiniLM-L6-v2"
+BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+OWN_FILE = "vecmill.json"
+
+_SETTINGS_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_xlm-roberta_config.json",
+)
+_OWN_FIELDS = frozenset(
+    {"pooling", "normalize", "max_tokens", "query_prefix", "document_prefix", "languages", "format"}
+    | {"name", "source", "source_sha256", "sha256"}
+)
+_LEGACY_POOLS = {
+    "pooling_mode_cls_token": Pool.CLS,
+    "pooling_mode_max_tokens": Pool.MAX,
+    "pooling_mode_mean_tokens": Pool.MEAN,
+    "pooling_mode_mean_sqrt_len_tokens": Pool.MEAN_SQRT_LEN,
+    "pooling_mode_weightedmean_tokens": Pool.WEIGHTED_MEAN,
+    "pooling_mode_lasttoken": Pool.LAST,
+}
+_FOREIGN_LIMIT = 1_000_000
+"""Tokenizer settings write "no limit" as a huge number."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model folder as found.
+
+    Attributes:
+        folder: The folder, resolved.
+        kind: "safetensors", "openvino" or "onnx": what the graph is made from.
+        weights: The safetensors files, or the .xml and .bin, or the .onnx file and its data.
+        config: config.json, empty where an IR or ONNX file stands without one.
+        tokenizer: tokenizer.json.
+        head: Pooling and what follows; None where the folder does not say.
+        max_tokens: The folder's own limit, or None.
+        prefixes: What is put before a text of each role.
+        lowercase: Whether texts are lowercased before they are tokenized.
+        languages: Two-letter codes, where `vecmill.json` names them.
+        sha256: Digests `vecmill.json` vouches for, by file name.
+    """
+
+    folder: Path
+    kind: str
+    weights: tuple[Path, ...]
+    config: Mapping[str, Any]
+    tokenizer: Path
+    head: Head | None
+    max_tokens: int | None
+    prefixes: Mapping[InputType, str]
+    lowercase: bool = False
+    languages: tuple[str, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def hashed(self) -> tuple[Path, ...]:
+        """The files whose bytes decide the vectors, in a fixed order."""
+        config = self.folder_of_transformer / "config.json"
+        return (*self.weights, self.tokenizer, *((config,) if config.is_file() else ()))
+
+    @property
+    def folder_of_transformer(self) -> Path:
+        """Where the tokenizer and config.json lie: the folder, or `0_Transformer` in it."""
+        return self.tokenizer.parent
+
+
+def inspect_folder(path: Path) -> ModelFiles:
+    """Read a model folder without reading its weights.
+
+    Raises:
+        ConfigError: The folder, its weights, config.json or tokenizer.json are missing.
+        CorruptFileError: A JSON file is damaged.
+        InputError: The folder asks for something not built here.
+    """
+    folder = path.expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{path} is not a model folder: give a folder with config.json, weights and tokenizer.json"
+        )
+    own = _own(folder)
+    modules = _modules(folder)
+    inner = folder / modules[0]["path"] if modules else folder
+    kind, weights = _find_weights(folder, inner)
+    config = _json(inner / "config.json") if (inner / "config.json").is_file() else {}
+    if kind == "safetensors" and not config:
+        raise ConfigError(
+            f"{inner / 'config.json'} is missing: the weights alone do not say what model they are of"
+        )
+    tokenizer = inner / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ConfigError(
+            f"{tokenizer} is missing; only the fast tokenizer's file is read: save the model again with a "
+            "current "
+            f"transformers, which writes it"
+        )
+    settings = _settings(inner)
+    prefixes = _prefixes(folder, own)
+    return ModelFiles(
+        folder=folder,
+        kind=kind,
+        weights=weights,
+        config=config,
+        tokenizer=tokenizer,
+        head=_head(folder, modules, own, prefixed=any(prefixes.values())),
+        max_tokens=_max_tokens(inner, settings, own),
+        prefixes=prefixes,
+        lowercase=bool(settings.get("do_lower_case", False)),
+        languages=tuple(own.get("languages", ())),
+        sha256=dict(own.get("sha256", {})),
+    )
+
+
+def pooling_missing(folder: Path) -> ConfigError:
+    """Return the error for a folder that does not say how token vectors become one."""
+    return ConfigError(
+        f"{folder} does not say how token vectors are pooled (no modules.json with a Pooling module), and a "
+        "wrong "
+        f"guess would give wrong vectors: look it up in the model's description and put it into "
+        f'{folder / OWN_FILE}, as {{"pooling": ["mean"], "normalize": true}}; '
+        f"pooling is one or more of {', '.join(Pool)}"
+    )
+
+
+def _own(folder: Path) -> dict[str, Any]:
+    path = folder / OWN_FILE
+    if not path.is_file():
+        return {}
+    own = _object(path)
+    for name in own:
+        if name not in _OWN_FIELDS:
+            raise InputError(f"{path}: {unknown_name('field', name, _OWN_FIELDS)}")
+    return own
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    modules = _json(path)
+    try:
+        found = [
+            {"path": str(module["path"]), "type": str(module["type"]).rsplit(".", 1)[-1]}
+            for module in sorted(modules, key=lambda module: int(module["idx"]))
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CorruptFileError(f"{path} is not a list of modules ({error}): fetch the model again") from error
+    if not found or found[0]["type"] != "Transformer":
+        first = found[0]["type"] if found else "nothing"
+        raise InputError(
+            f"{path} begins with {first}, only models that begin with a Transformer are built here"
+        )
+    return found
+
+
+def _find_weights(folder: Path, inner: Path) -> tuple[str, tuple[Path, ...]]:
+    single, index = inner / "model.safetensors", inner / "model.safetensors.index.json"
+    if single.is_file():
+        return "safetensors", (single,)
+    if index.is_file():
+        return "safetensors", _shards(index)
+    for place in (inner, inner / "openvino", folder, folder / "openvino"):
+        xml, binary = place / "openvino_model.xml", place / "openvino_model.bin"
+        if xml.is_file():
+            if not binary.is_file():
+                raise ConfigError(f"{binary} is missing: an OpenVINO model is two files, .xml and .bin")
+            return "openvino", (xml, binary)
+    for place in (inner, inner / "onnx", folder, folder / "onnx"):
+        onnx = place / "model.onnx"
+        if onnx.is_file():
+            return "onnx", (
+                onnx,
+                *sorted(place.glob("model.onnx_data*")),
+                *sorted(place.glob("model.onnx.data*")),
+            )
+    hint = ""
+    if (inner / "pytorch_model.bin").is_file():
+        hint = "; pytorch_model.bin is a pickle, which is never read: save the model as safetensors"
+    raise ConfigError(
+        f"{folder} holds no weights: expected model.safetensors, model.safetensors.index.json, "
+        f"openvino_model.xml or model.onnx{hint}"
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CorruptFileError(f"{index} has no weight_map: fetch the model again") from error
+    paths = tuple(index.parent / name for name in names)
+    for path in paths:
+        if path.parent != index.parent or not path.is_file():
+            raise ConfigError(f"{path}, which {index.name} names, is missing: fetch the model again")
+    return paths
+
+
+def _settings(inner: Path) -> dict[str, Any]:
+    for name in _SETTINGS_FILES:
+        if (inner / name).is_file():
+            return _object(inner / name)
+    return {}
+
+
+def _max_tokens(inner: Path, settings: dict[str, Any], own: dict[str, Any]) -> int | None:
+    candidates = [own.get("max_tokens"), settings.get("max_seq_length")]
+    if (inner / "tokenizer_config.json").is_file():
+        candidates.append(_object(inner / "tokenizer_config.json").get("model_max_length"))
+    for value in candidates:
+        if isinstance(value, int | float) and 0 < value < _FOREIGN_LIMIT:
+            return int(value)
+    return None
+
+
+def _prefixes(folder: Path, own: dict[str, Any]) -> dict[InputType, str]:
+    path = folder / "config_sentence_transformers.json"
+    settings = _object(path) if path.is_file() else {}
+    prompts: dict[str, str] = settings.get("prompts") or {}
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise InputError(
+            f"{path}: default_prompt_name {default!r} is none of its prompts: {', '.join(prompts)}"
+        )
+    fallback = prompts.get(default, "") if default else ""
+    document = next(
+        (prompts[name] for name in ("document", "passage", "corpus") if name in prompts), fallback
+    )
+    return {
+        InputType.QUERY: str(own.get("query_prefix", prompts.get("query", fallback))),
+        InputType.DOCUMENT: str(own.get("document_prefix", document)),
+    }
+
+
+def _head(folder: Path, modules: list[dict[str, Any]], own: dict[str, Any], *, prefixed: bool) -> Head | None:
+    pools: tuple[Pool, ...] = ()
+    steps: list[Dense | Normalize] = []
+    for module in modules[1:]:
+        place = folder / module["path"]
+        if module["type"] == "Pooling":
+            pools = _pools(place / "config.json", prefixed=prefixed)
+        elif module["type"] == "Dense":
+            steps.append(_dense(place))
+        elif module["type"] == "Normalize":
+            steps.append(Normalize())
+        elif module["type"] != "Dropout":  # does nothing outside training
+            raise InputError(f"{folder / 'modules.json'}: a {module['type']} module is not built here")
+    if "pooling" in own:
+        named = own["pooling"] if isinstance(own["pooling"], list) else [own["pooling"]]
+        pools = tuple(_pool(name, folder / OWN_FILE) for name in named)
+    if own.get("normalize") is True and not (steps and isinstance(steps[-1], Normalize)):
+        steps.append(Normalize())
+    elif own.get("normalize") is False:
+        steps = [step for step in steps if not isinstance(step, Normalize)]
+    return Head(pools, tuple(steps)) if pools else None
+
+
+def _pools(path: Path, *, prefixed: bool) -> tuple[Pool, ...]:
+    config = _object(path)
+    if config.get("include_prompt", True) is False and prefixed:
+        raise InputError(f"{path}: include_prompt false (prompts left out of pooling) is not built here")
+    if "pooling_mode" in config:
+        modes = config["pooling_mode"]
+        return tuple(_pool(mode, path) for mode in (modes if isinstance(modes, list) else [modes]))
+    pools = tuple(pool for key, pool in _LEGACY_POOLS.items() if config.get(key))
+    if not pools:
+        raise InputError(f"{path} names no pooling mode: set one of {', '.join(_LEGACY_POOLS)} to true")
+    return pools
+
+
+def _pool(name: Any, path: Path) -> Pool:
+    if name not in list(Pool):
+        raise InputError(f"{path}: {unknown_name('pooling', str(name), Pool)}")
+    return Pool(name)
+
+
+def _dense(folder: Path) -> Dense:
+    path = folder / "config.json"
+    config = _object(path)
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
+    if activation not in DENSE_ACTIVATIONS:
+        raise InputError(f"{path}: {unknown_name('activation', activation, DENSE_ACTIVATIONS)}")
+    if config.get("use_residual"):
+        raise InputError(f"{path}: use_residual is not built here")
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise ConfigError(f"{file} is missing: a Dense module has weights of its own, as safetensors")
+    weights = open_weights((file,))
+    if "linear.weight" not in weights:
+        raise CorruptFileError(f"{file} has no tensor linear.weight: fetch the model again")
+    bias = np.array(weights.float32("linear.bias")) if "linear.bias" in weights else None
+    return Dense(np.array(weights.float32("linear.weight")), bias, activation)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{path} is not a JSON object: fetch the model again")
+    return value
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing: fetch the model again") from error
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not JSON ({error}): fetch the model again") from error
