@@ -20,17 +20,15 @@ import numpy as np
 
 from vecmill.bench import peers, workloads
 from vecmill.bench.peers import System, Timing, Worker
-from vecmill.bench.report import Agreement, Comparison, Measured, Report, machine_record
+from vecmill.bench.quality import Closeness, closeness
+from vecmill.bench.report import Comparison, Measured, Report, machine_record
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import InputError, ProviderError
-from vecmill.core.measure import cosines, overlap, paired_ratio
-from vecmill.core.types import IntArray, Metric, Vectors
-from vecmill.core.vectors import nearest
+from vecmill.core.measure import paired_ratio
+from vecmill.core.types import Vectors
 
 REFERENCE = "sentence-transformers"
 ORT = "onnxruntime as fastembed runs it"
-
-_NEIGHBOURS = 10
 
 
 def _say_nothing(line: str) -> None:
@@ -240,24 +238,10 @@ def _fetch(worker: Worker, path: Path) -> Vectors:
     return vectors
 
 
-def _agreement(vectors: dict[str, Vectors], name: str) -> Agreement | None:
+def _agreement(vectors: dict[str, Vectors], name: str) -> Closeness | None:
     if name == REFERENCE or REFERENCE not in vectors:
         return None
-    reference, own = vectors[REFERENCE], vectors[name]
-    near = cosines(reference, own)
-    shared = overlap(_others(reference), _others(own))
-    return Agreement(float(near.min()), float(near.mean()), shared)
-
-
-def _others(vectors: Vectors) -> IntArray:
-    """Return each row's nearest other rows, (n, up to 10)."""
-    k = min(_NEIGHBOURS, len(vectors) - 1)
-    rows = nearest(vectors, vectors, k + 1, metric=Metric.COSINE).rows
-    own = np.arange(len(vectors))[:, None]
-    first = np.where((rows == own).any(axis=1), (rows == own).argmax(axis=1), k)[:, None]
-    kept = np.arange(k + 1)[None, :] != first  # of equal texts the row itself may be missing: drop the last
-    others: IntArray = rows[kept].reshape(len(vectors), k)
-    return others
+    return closeness(vectors[REFERENCE], vectors[name])
 
 
 def _compare(measured: list[Measured], seed: int) -> list[Comparison]:

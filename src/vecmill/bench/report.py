@@ -10,24 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vecmill._version import __version__
+from vecmill.bench.quality import Closeness
 from vecmill.core import durable, machine
 from vecmill.core.measure import Ratio, percentile
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How near a system's vectors are to the reference's, on the texts of the run.
-
-    Attributes:
-        cosine_min, cosine_mean: Of each text's two vectors.
-        overlap: Share of each text's ten nearest neighbours among the other texts that both agree on.
-    """
-
-    cosine_min: float
-    cosine_mean: float
-    overlap: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +37,7 @@ class Measured:
     start_cpu: list[float]
     rss_bytes: int | None
     versions: dict[str, str]
-    agreement: Agreement | None = None
+    agreement: Closeness | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class Fake:
         if options.get("broken"):
             raise RuntimeError("this system cannot load")
         self._options = options
-        print("libraries print; the pipe of replies must not see it")  # noqa: T201 - the point
+        print("libraries print; the pipe of replies must not see it")
 
     def embed(self, texts: list[str]) -> np.ndarray:
         if self._options.get("dies") and len(texts) > 1:

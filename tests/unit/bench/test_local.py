@@ -141,13 +141,6 @@ def test_missing_packages_are_found_by_the_other_interpreter() -> None:
         missing_packages(Path("no-such-python"), ["json"])
 
 
-def test_neighbours_leave_out_the_row_itself_even_among_equal_texts() -> None:
-    vectors = np.ones((30, 4), np.float32)
-    others = local._others(vectors)
-    assert others.shape == (30, 10)
-    assert all(row not in found for row, found in enumerate(others.tolist()))
-
-
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"threads": 0}, {"starts": -1}, {"texts": ["one"]}])
 def test_a_run_too_small_to_measure_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="too"):
