@@ -21,9 +21,17 @@ import pyarrow.parquet as pq
 
 from vecmill.core import durable
 from vecmill.core.errors import CorruptFileError, InputError, StorageError
-from vecmill.core.space import MANIFEST_KEY, Manifest
+from vecmill.core.space import Manifest
 from vecmill.core.types import IntArray
-from vecmill.data.sidecar import INDEX_NAME, Index, Part, peek_sidecar, read_index, read_sidecar
+from vecmill.data.sidecar import (
+    INDEX_NAME,
+    Index,
+    Part,
+    peek_sidecar,
+    read_embedded,
+    read_index,
+    read_sidecar,
+)
 from vecmill.data.writers import PART_NAME
 
 
@@ -196,7 +204,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _open_parquet(path: Path) -> ParquetSet:
     with _parquet(path) as file:
-        manifest = _embedded_manifest(file.metadata.metadata, path)
+        manifest = read_embedded(file.metadata.metadata, path)
         rows, schema = file.metadata.num_rows, file.schema_arrow
     if manifest is not None and manifest.rows != rows:
         raise CorruptFileError(
@@ -204,11 +212,6 @@ def _open_parquet(path: Path) -> ParquetSet:
             "open the directory; otherwise embed again"
         )
     return ParquetSet(path, manifest, schema, rows, (path,), np.zeros(1, dtype=np.int64))
-
-
-def _embedded_manifest(metadata: dict[bytes, bytes] | None, path: Path) -> Manifest | None:
-    raw = (metadata or {}).get(MANIFEST_KEY.encode())
-    return None if raw is None else Manifest.from_json(raw, where=f"the manifest in {path}")
 
 
 def _open_folder(folder: Path, *, check: bool) -> ParquetSet:
@@ -228,7 +231,7 @@ def _open_folder(folder: Path, *, check: bool) -> ParquetSet:
     manifests = []
     for path in paths:
         with reading(path), _parquet(path) as file:
-            manifests.append(_embedded_manifest(file.metadata.metadata, path))
+            manifests.append(read_embedded(file.metadata.metadata, path))
     if any(manifest is not None for manifest in manifests):
         raise InputError(f"{folder} holds several vector sets ({paths[0].name}, …); open one of them")
     return _parts(folder, None, paths)
@@ -242,7 +245,7 @@ def _check_part(path: Path, part: Part, index: Index, *, digest: bool) -> None:
             f"{path} is not the part {INDEX_NAME} speaks of: it was changed or damaged; embed again"
         )
     with reading(path), _parquet(path) as file:
-        manifest = _embedded_manifest(file.metadata.metadata, path)
+        manifest = read_embedded(file.metadata.metadata, path)
         rows = file.metadata.num_rows
     if manifest != index.manifest:
         raise CorruptFileError(f"{path} belongs to another set than {INDEX_NAME}: their manifests differ")
@@ -275,8 +278,8 @@ def _open_arrow(path: Path) -> TableSet:
     source.seek(0)
     reader = pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
     table = reader.read_all()
-    table.validate()
-    manifest = _embedded_manifest(dict(reader.schema.metadata or {}), path)
+    table.validate(full=True)  # offsets that point nowhere end the process otherwise
+    manifest = read_embedded(dict(reader.schema.metadata or {}), path)
     if manifest is not None and manifest.rows != table.num_rows:
         raise CorruptFileError(
             f"{path} has {table.num_rows} rows, its manifest says {manifest.rows}; embed again"

@@ -7,17 +7,20 @@ a power cut leaves, the sidecar has its manifest.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vecmill.core import durable
 from vecmill.core.errors import CorruptFileError, FormatVersionError
-from vecmill.core.space import Manifest
+from vecmill.core.space import MANIFEST_KEY, Manifest
 
 INDEX_NAME = "_vecmill.json"
 SIDECAR_SUFFIX = ".vecmill.json"
+DIGEST_KEY = f"{MANIFEST_KEY}.digest"
 VERSION = 1
 
 
@@ -63,6 +66,28 @@ class Sidecar:
         if self.sources is None:
             return None
         return [f"{file}#{row}" for file, first, rows in self.sources for row in range(first, first + rows)]
+
+
+def embedded(manifest: Manifest) -> dict[str, str]:
+    """Return what a Parquet footer or an Arrow schema carries: the manifest and its digest."""
+    text = manifest.to_json()
+    return {MANIFEST_KEY: text, DIGEST_KEY: _digest(text.encode())}
+
+
+def read_embedded(metadata: Mapping[bytes, bytes] | None, path: Path) -> Manifest | None:
+    """Read the manifest from a footer or schema, None where there is none.
+
+    Raises:
+        CorruptFileError: Its digest is of other bytes.
+        FormatVersionError: It is of a version this one does not read.
+    """
+    raw = (metadata or {}).get(MANIFEST_KEY.encode())
+    if raw is None:
+        return None
+    digest = (metadata or {}).get(DIGEST_KEY.encode())
+    if digest is not None and digest.decode("ascii", "replace") != _digest(raw):
+        raise CorruptFileError(f"{path} is damaged: its manifest is not what was written; embed again")
+    return Manifest.from_json(raw, where=f"the manifest in {path}")
 
 
 def sidecar_path(path: Path) -> Path:
@@ -134,6 +159,10 @@ def peek_sidecar(path: Path) -> Manifest | None:
     where = sidecar_path(path)
     values = _read(where)
     return None if values is None else _manifest(where, values)
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _values(sidecar: Sidecar) -> dict[str, Any]:

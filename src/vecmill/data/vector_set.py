@@ -209,6 +209,8 @@ def _ids(file: SetFile, asked: str | None) -> list[str]:
     for batch in file.batches([column]):
         values = batch.column(0)
         ids.extend(values.to_pylist() if values.type == pa.string() else map(_as_id, values.to_pylist()))
+    if len(ids) != file.rows:
+        raise CorruptFileError(f"{file.path} has {len(ids)} ids for {file.rows} rows; embed again")
     if None in ids:
         raise InputError(f"{file.path}: row {ids.index(None)} has no id in column {column!r}")  # type: ignore[arg-type]  # looked for on purpose
     return ids

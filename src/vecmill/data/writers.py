@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 
 from vecmill.core import durable
 from vecmill.core.errors import InputError, StorageError, unknown_name
-from vecmill.core.space import MANIFEST_KEY, Manifest
+from vecmill.core.space import Manifest
 from vecmill.core.types import Vectors
 from vecmill.data.sidecar import (
     INDEX_NAME,
     Index,
     Part,
     Sidecar,
+    embedded,
     read_index,
     read_sidecar,
     sidecar_path,
@@ -163,7 +164,7 @@ def _parquet_file(path: Path, job: _Job, batches: Iterable[pa.RecordBatch]) -> i
         for batch in batches:
             writer.write_batch(batch, row_group_size=batch.num_rows)
             rows += batch.num_rows
-        writer.add_key_value_metadata({MANIFEST_KEY: job.manifest.to_json()})
+        writer.add_key_value_metadata(embedded(job.manifest))
     return rows
 
 
@@ -259,7 +260,7 @@ def _by_part(batches: Iterator[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBa
 
 
 def _write_arrow(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
-    schema = job.schema.with_metadata({MANIFEST_KEY: job.manifest.to_json()})
+    schema = job.schema.with_metadata(embedded(job.manifest))
     with (
         durable.replacing(job.path) as temp,
         pa.OSFile(str(temp), "wb") as sink,
