@@ -71,7 +71,7 @@ class CsvTable:
             self._note(
                 "quotes",
                 f"{suspicious} cells hold both tabs and line breaks: if the file is written without quoting, "
-                "rows were joined; read it with --quote none",
+                "rows were joined; read it with --no-quotes",
             )
         if len(names) == 1 and self._options.delimiter is None:
             self._note_delimiter(names[0])
@@ -144,7 +144,7 @@ class CsvTable:
                     raise InputError(
                         f"{self._source.name}: a row after row {done} is longer than 1 GiB; most often a "
                         "quote "
-                        "that is never closed: --quote none reads quotes as they are"
+                        "that is never closed: --no-quotes reads quotes as they are"
                     ) from error
                 block *= 16
 
@@ -248,7 +248,7 @@ class CsvTable:
 
     def _ragged_cure(self, found: int, expected: int) -> str:
         if found < expected:
-            return "complete the row, or if quotes in the file are plain characters, use --quote none"
+            return "complete the row, or if quotes in the file are plain characters, use --no-quotes"
         return f"put quotes around a cell that holds {self._delimiter!r}, or name the right --delimiter"
 
     def _check_end(self, file: Utf8File, last: str | None, rows: int) -> None:
@@ -265,7 +265,7 @@ class CsvTable:
             raise InputError(
                 f"{self._source.name}, row {rows} (the header not counted): a quote opens the last cell "
                 "and is never "
-                "closed; the file is cut short, or its quotes are plain characters: --quote none"
+                "closed; the file is cut short, or its quotes are plain characters: --no-quotes"
             )
 
 

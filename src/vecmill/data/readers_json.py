@@ -81,7 +81,7 @@ class JsonTable:
         self._notices.append(Notice(code, f"{self._source.name}: {message}"))
 
     def _array(self, name: str, kind: pa.DataType, values: Sequence[Any], bad: dict[int, str]) -> pa.Array:
-        if name in self._text_columns:
+        if name in self._text_columns and pa.types.is_string(kind):
             wrong = {i: type_name(v) for i, v in enumerate(values) if v is not None and type(v) is not str}
             if wrong:
                 bad.update(wrong)

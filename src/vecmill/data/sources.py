@@ -244,7 +244,9 @@ def _remote(url: str, spool_dir: Path) -> list[_Found]:
 
 def _file_system(url: str) -> tuple[Any, str]:
     """Open the file system of a URL; `wasbs://container@account.…/path` is Azure's `az://container/path`."""
-    import fsspec
+    from fsspec.core import url_to_fs
+    from fsspec.registry import known_implementations as known
+    from fsspec.registry import registry
 
     options: dict[str, Any] = {}
     parts = urlsplit(url)
@@ -257,11 +259,10 @@ def _file_system(url: str) -> tuple[Any, str]:
         options["account_name"] = (parts.hostname or "").partition(".")[0]
         url = f"az://{parts.username}{parts.path}"
     scheme = url.partition("://")[0]
-    known = fsspec.registry.known_implementations
-    if scheme not in known and scheme not in fsspec.registry.registry:
+    if scheme not in known and scheme not in registry:
         raise unknown_name("URL scheme", scheme, known)
     try:
-        system, root = fsspec.core.url_to_fs(url, **options)
+        system, root = url_to_fs(url, **options)
     except ImportError as error:
         package = known[scheme]["class"].partition(".")[0]
         raise MissingExtraError(

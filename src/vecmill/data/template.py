@@ -32,6 +32,11 @@ class TextColumn:
         """Return the columns the text is made of."""
         return (self.column,)
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Return the columns that must hold texts: what `readers.batches` is to be told."""
+        return (self.column,)
+
     def describe(self) -> str:
         """Return how the text is made, for plans and manifests."""
         return f"column {self.column!r}"
@@ -55,6 +60,11 @@ class Template:
     source: str
     literals: tuple[str, ...]
     columns: tuple[str, ...]
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Return nothing: a template takes numbers and dates as they are written."""
+        return ()
 
     def describe(self) -> str:
         """Return the template as written, for plans and manifests."""

@@ -199,7 +199,7 @@ def test_semicolons_in_the_only_column_name_are_pointed_out(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("end", ["", "\n", "\nnext,row\n", ' ""\n'])
 def test_quote_that_is_never_closed_is_refused(tmp_path: Path, end: str) -> None:
-    with pytest.raises(InputError, match=r"a\.csv, row 2 .*never closed.*--quote none"):
+    with pytest.raises(InputError, match=r"a\.csv, row 2 .*never closed.*--no-quotes"):
         read(tmp_path, ("a.csv", 'x,y\n1,a\n2,"cut off' + end))
 
 
