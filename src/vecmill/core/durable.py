@@ -56,6 +56,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temp, descriptor = _create_beside(target)
     renamed = False
     try:
+        with _converting(path, existed=existed):
+            _copy_mode(target, temp)  # before the content, so that nobody sees more than he may
         try:
             yield temp
         except OSError as error:
@@ -63,7 +65,6 @@ def replacing(path: Path) -> Iterator[Path]:
                 raise _write_error(path, error, existed=existed) from error
             raise
         with _converting(path, existed=existed):
-            _copy_mode(target, temp)
             sync_file(temp)
             _rename(temp, target)
             renamed = True

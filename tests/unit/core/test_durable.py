@@ -39,11 +39,16 @@ def test_write_replaces_whole_content(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
+def fail_halfway(temp: Path) -> None:
+    temp.write_bytes(b"half")
+    raise ZeroDivisionError
+
+
 def test_error_in_the_block_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with pytest.raises(ZeroDivisionError), durable.replacing(path) as temp:
-        temp.write_bytes(b"half"[: 1 // 0])
+        fail_halfway(temp)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
 
@@ -121,7 +126,9 @@ def test_mode_of_a_replaced_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     path.chmod(0o640)
-    durable.write_bytes(path, b"new")
+    with durable.replacing(path) as temp:
+        assert stat.S_IMODE(temp.stat().st_mode) == 0o640
+        temp.write_bytes(b"new")
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
