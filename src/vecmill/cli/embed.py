@@ -197,6 +197,7 @@ async def _dry_run(inputs: tuple[str, ...], output: str, options: JobOptions, *,
     if as_json:
         emit(described)
         return
+    described["id"] = described["id"] or "file#row"
     say(*table([(name.replace("_", " "), _cell(value)) for name, value in described.items()]))
 
 

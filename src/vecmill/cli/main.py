@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -82,6 +83,16 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader of its output who leaves early is no error."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            quiet_stdout()
+            return OK
+        return result
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
@@ -106,9 +117,11 @@ def cli() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one line on stderr."""
     given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s"
+    )
     try:
         result: Any = cli.main(args=given, prog_name="vecmill", standalone_mode=False)
-        sys.stdout.flush()
         return result if isinstance(result, int) else OK
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -117,11 +130,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; what was finished is kept, and the same command goes on from there")
+        goes_on = "; what was finished is kept, and the same command goes on from there"
+        _say(f"interrupted{goes_on if 'embed' in given[:1] else ''}")
         return INTERRUPTED
-    except BrokenPipeError:
-        quiet_stdout()
-        return OK
     except errors.Error as error:
         if debug:
             traceback.print_exc()

@@ -56,10 +56,10 @@ def _shared(command: Command) -> Command:
 )
 @_shared
 def search(vector_set: str, query: str | None, vector: str | None, as_json: bool, **given: Any) -> None:
-    r"""Find the rows of SET nearest to QUERY, comparing with all of them.
+    r"""Find the rows of a set nearest to a text or a vector.
 
-    SET is what `vecmill embed` wrote, or any Parquet, Arrow, JSON lines or npy file with vectors. QUERY is a
-    text; with --vector it is a .npy file of one vector, or of several, one result each.
+    All rows are compared. SET is what `vecmill embed` wrote, or any Parquet, Arrow, JSON lines or npy file of
+    vectors. QUERY is a text; with --vector it is a .npy file of one vector, or of several, one result each.
 
     \b
     vecmill search reviews.parquet "pet food" -k 5
@@ -83,7 +83,7 @@ def search(vector_set: str, query: str | None, vector: str | None, as_json: bool
 @click.option("--id", "item", required=True, metavar="ID", help="The row's id, as `vecmill search` shows it.")
 @_shared
 def similar(vector_set: str, item: str, as_json: bool, **given: Any) -> None:
-    r"""Find the rows of SET nearest to one of its own, which is left out.
+    r"""Find the rows of a set nearest to one of its own.
 
     \b
     vecmill similar reviews.parquet --id "reviews.csv#17"

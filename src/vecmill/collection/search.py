@@ -216,14 +216,15 @@ def _texts(queries: Sequence[str] | npt.ArrayLike) -> list[str] | None:
         return None
     texts = []
     for position, query in enumerate(queries):
+        which = "the query" if len(queries) == 1 else f"query {position}"
         if not isinstance(query, str):
-            raise InputError(f"query {position} is {type(query).__name__}, the others are texts")
+            raise InputError(f"{which} is {type(query).__name__}, others are texts")
         if not query.strip():
-            raise InputError(f"query {position} is empty: search for a word or a sentence")
+            raise InputError(f"{which} is empty: search for a word or a sentence")
         try:
             query.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"query {position} is not valid Unicode: {error.reason}") from error
+            raise InputError(f"{which} is not valid Unicode: {error.reason}") from error
         texts.append(query)
     return texts
 

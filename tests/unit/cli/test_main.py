@@ -1,0 +1,140 @@
+"""Every command loads, every error has an exit code, and nothing prints a traceback unasked."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from vecmill import __version__
+from vecmill.cli import main
+from vecmill.core import errors
+
+
+def every_error(kind: type[errors.Error] = errors.Error) -> Iterator[type[errors.Error]]:
+    yield kind
+    for child in kind.__subclasses__():
+        if child.__module__.startswith("vecmill."):
+            yield from every_error(child)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """A command `vecmill fail` that raises what the list holds."""
+    raised: list[BaseException] = []
+
+    @click.command()
+    def fail() -> None:
+        raise raised[0]
+
+    module = type(sys)("tests_failing_command")
+    module.fail = fail  # type: ignore[attr-defined]  # a module made for this test
+    monkeypatch.setitem(sys.modules, "tests_failing_command", module)
+    monkeypatch.setitem(main.COMMANDS, "fail", ("tests_failing_command:fail", "Fail."))
+    return raised
+
+
+@pytest.mark.parametrize("kind", sorted(set(every_error()), key=lambda kind: kind.__name__))
+def test_every_error_has_its_own_exit_code(kind: type[errors.Error]) -> None:
+    assert main.EXIT_CODES[kind] in (main.COULD_NOT_RUN, main.PARKED)
+
+
+def test_the_table_is_complete() -> None:
+    assert set(main.EXIT_CODES) == set(every_error())
+
+
+@pytest.mark.parametrize("kind", sorted(main.EXIT_CODES, key=lambda kind: kind.__name__))
+def test_an_error_is_one_line_and_its_exit_code(
+    kind: type[errors.Error], failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(kind("the mill stands still"))
+    assert main.run(["fail"]) == main.EXIT_CODES[kind]
+    said = capsys.readouterr()
+    assert said.err == "error: the mill stands still\n"
+    assert said.out == ""
+
+
+def test_an_error_of_another_package_takes_its_parents_code(failing: list[BaseException]) -> None:
+    class Elsewhere(errors.QuotaExhaustedError):
+        pass
+
+    assert main.exit_code(Elsewhere("x")) == main.PARKED
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "fail"], ["fail", "--debug"]])
+def test_debug_adds_the_traceback(
+    arguments: list[str], failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(errors.InputError("no such thing"))
+    assert main.run(arguments) == main.COULD_NOT_RUN
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("error: no such thing\n")
+
+
+def test_an_unexpected_exception_is_one_line_that_names_debug(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(ZeroDivisionError("division by zero"))
+    assert main.run(["fail"]) == main.COULD_NOT_RUN
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "ZeroDivisionError: division by zero" in said
+    assert "--debug" in said
+
+
+def test_control_characters_in_an_error_do_not_reach_the_terminal(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(errors.InputError("file \x1b[2Jevil\x07.csv"))
+    main.run(["fail"])
+    assert capsys.readouterr().err == "error: file evil.csv\n"
+
+
+def test_an_interrupt_is_130(failing: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:
+    failing.append(KeyboardInterrupt())
+    assert main.run(["fail"]) == main.INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nosuchcommand"], ["embed"], ["embed", "x.csv"], ["search", "a", "--nosuchoption"], []]
+)
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == main.USAGE
+    assert "vecmill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(main.COMMANDS))
+def test_every_command_loads_and_its_help_begins_with_the_tables_line(name: str) -> None:
+    module, _, attribute = main.COMMANDS[name][0].partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert command.name == name
+    assert command.help.startswith(main.COMMANDS[name][1])
+
+
+def test_plurals_are_understood_and_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["models", "list"]) == 0
+    assert "all-MiniLM-L6-v2" in capsys.readouterr().out
+    assert main.run(["--help"]) == 0
+    assert "models " not in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"vecmill, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom vecmill.cli.main import run\n"
+        f"assert run({arguments!r}) == 0\n"
+        "heavy = {'numpy', 'openvino', 'pyarrow', 'tokenizers', 'rich', 'aiohttp', 'pydantic', 'tiktoken'}\n"
+        "found = heavy & set(sys.modules)\nassert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
