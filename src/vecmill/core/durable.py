@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 import sys
@@ -156,9 +157,10 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what crashed writes to `name` (to any name: None) left in a folder, if nobody is writing it."""
     if not folder.is_dir():
         return
-    start = "." if name is None else f".{_shortened(name)}."
+    start = r"\..+" if name is None else re.escape(f".{_shortened(name)}")
+    ours = re.compile(rf"{start}\.[0-9a-f]+{re.escape(TEMP_SUFFIX)}", re.DOTALL)
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(start) and entry.name.endswith(TEMP_SUFFIX):
+        if ours.fullmatch(entry.name):
             with suppress(OSError):  # not ours to remove; it harms nobody
                 _remove_leftover(entry)
 

@@ -162,11 +162,13 @@ def test_unwritable_targets_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_crash_go_with_the_next_write_to_the_same_name(tmp_path: Path) -> None:
-    left, other = tmp_path / ".a.bin.00ff.vecmill-tmp", tmp_path / ".b.bin.00ff.vecmill-tmp"
+    left, other = tmp_path / ".a.bin.00ff.vecmill-tmp", tmp_path / ".a.bin.gz.00ff.vecmill-tmp"
     left.write_bytes(b"half")
     other.write_bytes(b"half")
     durable.write_bytes(tmp_path / "a.bin", b"new")
     assert names(tmp_path) == [other.name, "a.bin"]
+    durable.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["a.bin"]
     assert durable.is_leftover(other)
     assert not durable.is_leftover(tmp_path / "a.bin")
 
