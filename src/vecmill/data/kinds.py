@@ -125,7 +125,7 @@ class Cells:
         """Take the next cells into account. Costs nothing once the column is known to be text."""
         if self.kind == "string":
             return
-        cells = cells.drop_null()
+        cells = cells.drop_null().unique()  # every question below is about all or any, so once each will do
         if len(cells) == 0:
             return
         found = self._classify(cells)

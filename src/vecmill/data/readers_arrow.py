@@ -117,7 +117,9 @@ class ParquetTable(TypedTable):
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         with self._file() as file:
-            yield from file.iter_batches(batch_size=_ROWS, use_threads=False)
+            for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
+                batch.validate(full=True)  # texts that are not UTF-8, which Parquet itself does not check
+                yield batch
 
     def _explained(self, error: BaseException) -> Error:
         with self._source.path.open("rb") as file:

@@ -147,7 +147,7 @@ def _expand(argument: str | Path, spool_dir: Path, format: str | None) -> Iterat
     if text == "-":
         yield _standard_input(spool_dir, format)
     elif "://" in text:
-        yield from _remote(text, spool_dir)
+        yield from _remote(text, spool_dir, format)
     elif (path := Path(argument).expanduser()).is_dir():
         yield from _folder(path)
     elif path.exists():
@@ -209,10 +209,10 @@ def _copy(stream: IO[bytes] | Any, path: Path) -> None:
     beside.replace(path)
 
 
-def _remote(url: str, spool_dir: Path) -> list[_Found]:
+def _remote(url: str, spool_dir: Path, format: str | None) -> list[_Found]:  # noqa: A002 - as above
     scheme, _, _ = url.partition("://")
     if scheme == "file":
-        return list(_expand(url.removeprefix("file://"), spool_dir, None))
+        return list(_expand(url.removeprefix("file://"), spool_dir, format))
     system, root = _file_system(url)
     if glob.has_magic(root) and not system.exists(root):
         fixed = "/".join(_before_magic(root.split("/")))
@@ -228,14 +228,15 @@ def _remote(url: str, spool_dir: Path) -> list[_Found]:
     items = []
     for path in paths:
         name = path.removeprefix(fixed).lstrip("/")
-        if not explicit and (_passed_over(name) or _format_of(name)[0] is None):
+        if not explicit and _passed_over(name):
             continue
         local = (
             spool_dir
             / f"{hashlib.blake2b(f'{scheme}://{path}'.encode(), digest_size=6).hexdigest()}-{Path(name).name}"
         )
-        with system.open(path, "rb") as stream:
-            _copy(stream, local)
+        if explicit or format is not None or _format_of(name)[0] is not None:  # others are skipped
+            with system.open(path, "rb") as stream:
+                _copy(stream, local)
         items.append(_Found(name, local, f"{scheme}://{path}", explicit))
     if not items:
         raise InputError(f"no file to read at {url}; known suffixes are {_known_suffixes()}")

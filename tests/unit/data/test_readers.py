@@ -510,6 +510,13 @@ def test_truncated_typed_file_is_corrupt(tmp_path: Path, name: str, keep: float)
         read(tmp_path, (name, whole[: int(len(whole) * keep)]))
 
 
+def test_parquet_texts_that_are_no_utf8_are_corrupt(tmp_path: Path) -> None:
+    wrong = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+    pq.write_table(pa.table({"text": wrong}), tmp_path / "w.parquet")
+    with pytest.raises(CorruptFileError, match=r"a\.parquet.*UTF"):
+        read(tmp_path, ("a.parquet", (tmp_path / "w.parquet").read_bytes()))
+
+
 def test_csv_under_the_name_of_parquet_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=r"a\.parquet is not a Parquet file.*--format"):
         read(tmp_path, ("a.parquet", "a,b\n1,2\n"))

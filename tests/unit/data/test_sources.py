@@ -211,6 +211,7 @@ def test_urls_are_copied_to_the_spool_folder(
 ) -> None:
     found = resolve([url], spool_dir=spool)
     assert names(found) == expected
+    assert found.skipped == (("c.md",) if url == "memory://bucket" else ())
     assert all(file.path.parent == spool for file in found.files)
     assert scan(found).rows == (1,) * len(expected)
 
