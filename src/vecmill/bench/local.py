@@ -171,6 +171,7 @@ def _measure(
         vectors = {name: _fetch(worker, folder / "vectors.npy") for name, worker in workers.items()}
         memory = {name: worker.rss_bytes for name, worker in workers.items()}
         versions = {name: worker.versions for name, worker in workers.items()}
+        tokens = {name: worker.tokens for name, worker in workers.items()}
         kept = [worker.system for worker in workers.values()]
     cold = _starts(kept, starts, chance, say)
     return [
@@ -182,6 +183,7 @@ def _measure(
             start_cpu=[timing.cpu for timing in cold[name]],
             rss_bytes=memory[name],
             versions=versions[name],
+            tokens=tokens[name],
             agreement=_agreement(vectors, name),
         )
         for name in (system.name for system in kept)

@@ -84,11 +84,12 @@ class Worker:
         self.start = Timing(time.perf_counter() - began, ready["cpu"])
         self.versions: dict[str, str] = ready["versions"]
         self.rss_bytes: int | None = ready["rss_bytes"]
+        self.tokens: int | None = None
 
     def embed(self, texts_file: Path) -> Timing:
         """Embed the texts of a JSON file and return what it took."""
         reply = self._ask({"do": "embed", "texts": str(texts_file)})
-        self.rss_bytes = reply["rss_bytes"]
+        self.rss_bytes, self.tokens = reply["rss_bytes"], reply["tokens"]
         return Timing(reply["wall"], reply["cpu"])
 
     def save(self, to: Path) -> None:

@@ -27,6 +27,7 @@ class Measured:
         start_wall, start_cpu: Per kept start of a fresh process, up to its first vector.
         rss_bytes: The most memory its process held.
         versions: Of its packages.
+        tokens: Tokens of a round, where the system tells.
         agreement: With the reference; None for the reference itself, or where there is none.
     """
 
@@ -37,6 +38,7 @@ class Measured:
     start_cpu: list[float]
     rss_bytes: int | None
     versions: dict[str, str]
+    tokens: int | None = None
     agreement: Closeness | None = None
 
 
@@ -95,7 +97,7 @@ class Report:
         durable.write_bytes(path, self.to_json().encode())
 
 
-def render(report: Report) -> str:
+def render(report: Report) -> list[str]:
     """Return a report as lines for a terminal."""
     lines = [
         f"{report.data['texts']} texts of {report.data['source']}, "
@@ -110,7 +112,7 @@ def render(report: Report) -> str:
         cpu = percentile(one.cpu, 50)
         lines.append(f"{one.name:34}{speed:9.1f}{cpu:9.2f}{start:>16}{memory:>10}")
     lines += _agreement_lines(report) + _ratio_lines(report)
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+    return [*lines, *(f"note: {note}" for note in report.notes)]
 
 
 def _agreement_lines(report: Report) -> list[str]:

@@ -49,7 +49,9 @@ class Vecmill:
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Embed everything in one call."""
-        return self._embedder.embed(texts).vectors
+        result = self._embedder.embed(texts)
+        self.tokens = result.usage.tokens
+        return result.vectors
 
 
 class SentenceTransformers:
@@ -137,7 +139,8 @@ def serve(name: str, options: dict[str, Any], requests: TextIO, replies: TextIO)
             cpu, wall = time.process_time(), time.perf_counter()
             vectors = system.embed(texts)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            _say(replies, {"wall": wall, "cpu": cpu, "rss_bytes": _rss()})
+            tokens = getattr(system, "tokens", None)
+            _say(replies, {"wall": wall, "cpu": cpu, "rss_bytes": _rss(), "tokens": tokens})
         else:
             np.save(request["to"], vectors)
             _say(replies, {"saved": len(vectors)})

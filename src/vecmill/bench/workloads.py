@@ -15,6 +15,7 @@ from vecmill.core.errors import InputError
 
 _STORIES = (0, 1, 2, 3)
 _WEIGHTS = (4, 5, 2, 1)
+_ATTEMPTS = 20
 
 _SENTENCES = (
     "The mill by the river grinds wheat and rye for three villages.",
@@ -41,7 +42,7 @@ _SENTENCES = (
 
 
 def mixed_lengths(stories: Sequence[tuple[str, str]], n: int, *, seed: int = 0) -> list[str]:
-    """Draw texts of mixed lengths from stories.
+    """Draw texts of mixed lengths from stories; no two are equal as long as the stories allow it.
 
     Args:
         stories: (title, description) pairs, at least one.
@@ -54,8 +55,16 @@ def mixed_lengths(stories: Sequence[tuple[str, str]], n: int, *, seed: int = 0) 
     if not stories:
         raise InputError("no stories to draw texts from")
     chance = random.Random(seed)  # noqa: S311 - a sample, no secret
-    kinds = chance.choices(_STORIES, _WEIGHTS, k=n)
-    return [_text(stories, chance.randrange(len(stories)), kind) for kind in kinds]
+    drawn: set[str] = set()
+    texts: list[str] = []
+    for kind in chance.choices(_STORIES, _WEIGHTS, k=n):
+        for _ in range(_ATTEMPTS):
+            text = _text(stories, chance.randrange(len(stories)), kind)
+            if text not in drawn:
+                break
+        drawn.add(text)
+        texts.append(text)
+    return texts
 
 
 def _text(stories: Sequence[tuple[str, str]], at: int, joined: int) -> str:

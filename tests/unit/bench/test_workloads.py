@@ -22,6 +22,11 @@ def test_lengths_are_mixed_as_documented() -> None:
     np.testing.assert_allclose(counts, [4 / 12, 5 / 12, 2 / 12, 1 / 12], atol=0.02)
 
 
+def test_no_text_comes_twice_where_the_stories_allow_it() -> None:
+    stories = [(f"title {i}", f"description {i}") for i in range(500)]
+    assert len(set(mixed_lengths(stories, 300))) == 300
+
+
 def test_no_stories_raise() -> None:
     with pytest.raises(InputError, match="no stories"):
         mixed_lengths([], 3)
