@@ -387,8 +387,9 @@ class _Columns:
         if not isinstance(record, dict):
             raise InputError(f"{self.path}, row {self.rows} is not an object of columns")
         for name, value in record.items():
-            column = self.columns.setdefault(name, [None] * self.rows)
-            column.append(_numbers(value))
+            if name not in self.columns:
+                self.columns[name] = [None] * self.rows
+            self.columns[name].append(_numbers(value))
         self.rows += 1
         for column in self.columns.values():
             if len(column) < self.rows:
