@@ -22,6 +22,7 @@ from vecmill.core.errors import InputError, JobError
 from vecmill.core.events import Listener, Notice, Progress, ignore
 from vecmill.core.space import short
 from vecmill.core.types import RowError
+from vecmill.data.sidecar import sidecar_path
 from vecmill.data.writers import write_set
 from vecmill.embedder.background import run_sync
 from vecmill.embedder.rows import Prepared, RowVectors, embed_prepared, prepare
@@ -122,13 +123,24 @@ async def run(plan: Plan, *, listen: Listener = ignore) -> Outcome:
         note_job(plan, state="running", done=0)
         for index in await asyncio.to_thread(plan.state.begin, plan.fingerprint, plan.describe()):
             listen(Notice("window_damaged", f"window {index} of an earlier run is damaged and is made again"))
-        if not plan.complete:
-            await _embed_windows(plan, listen)
-        receipt = await asyncio.to_thread(_publish, plan)
+        try:
+            if not plan.complete:
+                await _embed_windows(plan, listen)
+            receipt = await asyncio.to_thread(_publish, plan)
+        except BaseException:
+            _give_up(plan)
+            raise
     plan.state.remove()
     outcome = _outcome(plan, receipt)
     note_job(plan, state=outcome.state, done=plan.rows)
     return outcome
+
+
+def _give_up(plan: Plan) -> None:
+    """Note that the job stopped; without a finished window there is nothing to resume, so nothing stays."""
+    if not plan.state.windows():
+        plan.state.remove()
+    note_job(plan, state="stopped", done=0)
 
 
 async def _embed_windows(plan: Plan, listen: Listener) -> None:
@@ -230,7 +242,10 @@ def _publish(plan: Plan) -> dict[str, Any]:
             f"{total.input_rows} rows were embedded but the input had {plan.rows} when the job was planned: "
             f"it changed meanwhile; run the command again"
         )
-    if not plan.complete:
+    if plan.complete:  # an earlier run came so far; a crash may have left a file it was writing
+        for name in (plan.output.name, sidecar_path(plan.output).name):
+            durable.remove_leftovers(plan.output.parent, name)
+    else:
         manifest = replace(plan.manifest, rows=total.rows)
         durable.make_dir(plan.output.parent)
         write_set(
