@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from vecmill.core.errors import InputError
 from vecmill.data.kinds import Values, cast_values, names_in_order, plain, settled, type_name, value_array
+from vecmill.data.tables import doubled
 
 _ACCEPTED = (
     "a list of texts, a list of dicts, a dict of columns, a pandas or polars DataFrame or Series, a "
@@ -66,7 +67,7 @@ def _from_arrow(frame: Any) -> pa.RecordBatchReader | None:
 
 def _normalised(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
     """Give every column the type that a file's column would have; batches pass through one at a time."""
-    double = sorted({name for name in reader.schema.names if reader.schema.names.count(name) > 1})
+    double = doubled(reader.schema.names)
     if double:
         raise InputError(f"several columns are named {', '.join(map(repr, double))}; rename them first")
     schema = pa.schema([(field.name, plain(field.type)) for field in reader.schema])

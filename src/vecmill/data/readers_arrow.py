@@ -11,14 +11,17 @@ import pyarrow.compute as pc
 from pyarrow import ipc
 
 from vecmill.core.errors import CorruptFileError, Error, InputError
+from vecmill.core.events import Notice
 from vecmill.data.encodings import damaged
 from vecmill.data.kinds import MAX_EXACT_INT, STRING, Kind, cast_values, field_at, is_text, plain
 from vecmill.data.sources import Source
-from vecmill.data.tables import Part, Survey
+from vecmill.data.tables import Part, Survey, doubled
 
 _ROWS = 8192
 _FILE_MAGIC = b"ARROW1"
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _FEATHER_1_MAGIC = b"FEA1"
+_NO_END = "{}: the Arrow stream has no end mark; if it was cut short, its last rows are missing"
 
 
 class TypedTable:
@@ -53,7 +56,7 @@ class TypedTable:
         raise NotImplementedError
 
     def _kinds(self, schema: pa.Schema) -> dict[str, Kind]:
-        double = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        double = doubled(schema.names)
         if double:
             raise InputError(
                 f"{self._source.name}: several columns are named {', '.join(map(repr, double))}; rename "
@@ -76,8 +79,8 @@ class TypedTable:
         return kinds
 
     def _column(self, batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
-        if name in batch.schema.names:
-            column = batch.column(name)
+        if (place := batch.schema.get_field_index(name)) >= 0:
+            column = batch.column(place)
         elif name in self._text_columns and field_at(batch.schema, name) is not None:
             head, *rest = name.split(".")
             column = batch.column(head)
@@ -139,6 +142,7 @@ class ArrowTable(TypedTable):
         """Count the rows and check every buffer, so that damage is found before anything is embedded."""
         rows = 0
         kinds: dict[str, Kind] = {}
+        notices: tuple[Notice, ...] = ()
         with self._guarded():
             for batch in self._batches(with_schema=kinds):
                 batch.validate(full=True)
@@ -146,7 +150,17 @@ class ArrowTable(TypedTable):
                 if limit is not None and rows >= limit:
                     rows = limit
                     break
-        return Survey(rows, kinds)
+            else:
+                if not self._has_end():
+                    notices = (Notice("no_end_mark", _NO_END.format(self._source.name)),)
+        return Survey(rows, kinds, notices)
+
+    def _has_end(self) -> bool:
+        """Whether the file ends as a finished writer leaves it."""
+        with self._source.path.open("rb") as file:
+            file.seek(-8, 2)
+            tail = file.read()
+        return tail.endswith(_FILE_MAGIC) or tail == _STREAM_END
 
     def _batches(self, with_schema: dict[str, Kind] | None = None) -> Iterator[pa.RecordBatch]:
         with pa.memory_map(str(self._source.path)) as data:
@@ -168,3 +182,9 @@ class ArrowTable(TypedTable):
                 if with_schema is not None:
                     with_schema.update(self._kinds(stream.schema))
                 yield from stream
+            if data.tell() < data.size():
+                raise CorruptFileError(
+                    f"{self._source.name}: the Arrow stream ends {data.size() - data.tell()} bytes before "
+                    "the file "
+                    "does; fetch or write it again"
+                )

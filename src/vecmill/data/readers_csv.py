@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -12,24 +13,17 @@ import pyarrow.csv as pacsv
 
 from vecmill.core.errors import Error, InputError
 from vecmill.core.events import Notice
-from vecmill.data.encodings import Utf8File, damaged, undecodable, utf8_file
+from vecmill.data.encodings import CHUNK_BYTES, Utf8File, damaged, undecodable, utf8_file
 from vecmill.data.kinds import Cells, cast_cells
 from vecmill.data.sources import Source
-from vecmill.data.tables import Part, ReadOptions, Survey
+from vecmill.data.tables import Part, ReadOptions, Survey, doubled
 
 _BLOCK_BYTES = 1 << 20
 _MAX_BLOCK_BYTES = 1 << 30
 
 
-@dataclass(slots=True)
-class _Faults:
-    """What the parser complained about: (row counted with the header, cells expected, cells found)."""
-
-    rows: list[tuple[int | None, int, int]] = field(default_factory=list)
-
-    def note(self, row: Any) -> str:
-        self.rows.append((row.number, row.expected_columns, row.actual_columns))
-        return "error"
+# How the parser words a row of the wrong width. Its callback for such rows fails where they are no UTF-8.
+_RAGGED = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
 
 
 class CsvTable:
@@ -81,15 +75,17 @@ class CsvTable:
     def parts(self, schema: pa.Schema, limit: int) -> Iterator[Part]:
         """Yield the rows in the given schema, a block of the file at a time."""
         with utf8_file(self._source, self._options.encoding) as file:
+            places: dict[str, int] = {}
             for names, block in self._read(file):
+                places = places or {name: i for i, name in enumerate(names)}
                 batch = block.slice(0, limit)
                 limit -= batch.num_rows
                 columns = []
                 for name, kind in zip(schema.names, schema.types, strict=True):
-                    if name not in names:
+                    if name not in places:
                         columns.append(pa.nulls(batch.num_rows, kind))
                         continue
-                    columns.append(self._cast(name, batch.column(names.index(name)), kind))
+                    columns.append(self._cast(name, batch.column(places[name]), kind))
                 yield Part(pa.record_batch(columns, schema=schema))
                 if limit <= 0:
                     return
@@ -137,9 +133,7 @@ class CsvTable:
                     done += batch.num_rows - first
                     first = 0
                 return
-            except pa.ArrowInvalid as error:
-                if "straddling" not in str(error):
-                    raise self._explained(file, error, []) from error
+            except pa.ArrowInvalid as error:  # only those that a larger block cures come here
                 if block >= _MAX_BLOCK_BYTES:
                     raise InputError(
                         f"{self._source.name}: a row after row {done} is longer than 1 GiB; most often a "
@@ -150,38 +144,35 @@ class CsvTable:
 
     def _read_blocks(self, file: Utf8File, block: int) -> Iterator[tuple[list[str], pa.RecordBatch]]:
         width = self._width(file, block)
-        faults = _Faults()
         raw = [f"f{i}" for i in range(width)]
         names: list[str] | None = None
         try:
-            with self._open(file, block, faults.note, raw) as reader:
+            with self._open(file, block, raw) as reader:
                 for batch in reader:
                     if names is None:
                         names, skip = self._names(batch)
                         batch = batch.slice(skip)
                     yield names, batch
         except pa.ArrowInvalid as error:
-            if "straddling" in str(error):
+            if _is_too_small(file, block, error):
                 raise
-            raise self._explained(file, error, faults.rows) from error
+            raise self._explained(file, error) from error
         except OSError as error:
             raise damaged(self._source, error) from error
 
     def _width(self, file: Utf8File, block: int) -> int:
         """Return the number of cells in the first row."""
         try:
-            with self._open(file, block, lambda _: "skip", None) as reader:
+            with self._open(file, block, None) as reader:
                 return len(reader.schema)
         except pa.ArrowInvalid as error:
-            if "straddling" in str(error):
+            if _is_too_small(file, block, error):
                 raise
-            raise self._explained(file, error, []) from error
+            raise self._explained(file, error) from error
         except OSError as error:
             raise damaged(self._source, error) from error
 
-    def _open(
-        self, file: Utf8File, block: int, handler: Callable[[Any], str], names: list[str] | None
-    ) -> Any:
+    def _open(self, file: Utf8File, block: int, names: list[str] | None) -> Any:
         quote = self._options.quote
         return pacsv.open_csv(
             file.open(),
@@ -195,7 +186,6 @@ class CsvTable:
                 delimiter=self._delimiter,
                 quote_char=quote if quote is not None else False,
                 newlines_in_values=quote is not None,
-                invalid_row_handler=handler,
             ),
             convert_options=pacsv.ConvertOptions(
                 column_types=dict.fromkeys(names or (), pa.string()),
@@ -213,7 +203,7 @@ class CsvTable:
         cells = [column[0].as_py() or "" for column in batch.columns]
         names = [name or f"column_{i}" for i, name in enumerate(cells)]
         unnamed = [name for name, cell in zip(names, cells, strict=True) if not cell]
-        double = sorted({name for name in names if names.count(name) > 1})
+        double = doubled(names)
         if double:
             raise InputError(
                 f"{self._source.name}: several columns are named {', '.join(map(repr, double))}; give each "
@@ -224,16 +214,14 @@ class CsvTable:
             self._note("unnamed_columns", f"columns without a name are called {', '.join(unnamed)}")
         return names, 1
 
-    def _explained(
-        self, file: Utf8File, error: pa.ArrowInvalid, faults: list[tuple[int | None, int, int]]
-    ) -> Error:
+    def _explained(self, file: Utf8File, error: pa.ArrowInvalid) -> Error:
         """Turn the parser's complaint into one with file, row and cure, and without the row's text."""
         name = self._source.name
-        if faults and faults[0][0] is not None:
-            number, expected, found = faults[0]
+        if (ragged := _RAGGED.match(str(error))) is not None:
+            number, expected, found = map(int, ragged.groups())
             header = self._options.header
             counted = "the header not counted" if header else "the first row is 1"
-            row = (number or 0) - (1 if header else 0)
+            row = number - (1 if header else 0)
             return InputError(
                 f"{name}, row {row} ({counted}): {found} cells where the first row has {expected}; "
                 f"{self._ragged_cure(found, expected)}"
@@ -267,6 +255,16 @@ class CsvTable:
                 "and is never "
                 "closed; the file is cut short, or its quotes are plain characters: --no-quotes"
             )
+
+
+def _is_too_small(file: Utf8File, block: int, error: pa.ArrowInvalid) -> bool:
+    """Whether the parser failed because a row is longer than the block."""
+    if "straddling" in str(error):
+        return True
+    return (
+        "file or block" in str(error)
+        and sum(map(len, islice(file.chunks(), 1 + block // CHUNK_BYTES))) > block
+    )
 
 
 def _spanning(cells: pa.Array) -> int:

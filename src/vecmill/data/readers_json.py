@@ -230,6 +230,8 @@ class JsonTable:
             )
         columns = self._object_columns(document)
         rows = len(next(iter(columns.values()), ()))
+        if rows == 0:
+            yield 0, columns
         for start in range(0, rows, _CHUNK_ROWS):
             stop = min(start + _CHUNK_ROWS, rows)
             yield stop - start, {name: values[start:stop] for name, values in columns.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -148,10 +149,23 @@ def _expand(argument: str | Path, spool_dir: Path, format: str | None) -> Iterat
         yield _standard_input(spool_dir, format)
     elif "://" in text:
         yield from _remote(text, spool_dir, format)
-    elif (path := Path(argument).expanduser()).is_dir():
+    else:
+        try:
+            yield from _local(Path(argument).expanduser(), text, spool_dir)
+        except OSError as error:
+            raise InputError(f"{text[:200]} cannot be read: {error.strerror or error}") from error
+
+
+def _local(path: Path, text: str, spool_dir: Path) -> Iterator[_Found]:
+    if path.is_dir():
         yield from _folder(path)
-    elif path.exists():
+    elif path.is_file():
         yield _Found(path.name, path, text)
+    elif path.exists():  # a pipe, as the shell's <(command): it can be read once only
+        local = spool_dir / f"pipe-{path.name}"
+        with path.open("rb") as stream:
+            _copy(stream, local)
+        yield _Found(path.name, local, text)
     elif glob.has_magic(text):
         yield from _matches(text)
     else:
@@ -283,14 +297,14 @@ def _distinct(found: list[_Found]) -> list[_Found]:
     names = [item.name for item in found]
     depth = 1
     while len(set(names)) < len(names):
-        clashing = {name for name in names if names.count(name) > 1}
+        clashing = {name for name, times in Counter(names).items() if times > 1}
         names = [
             _longer(item, depth) if name in clashing else name
             for item, name in zip(found, names, strict=True)
         ]
         depth += 1
         if depth > 64:
-            pair = [item.origin for item in found if item.name in {i.name for i in found}][:2]
+            pair = [item.origin for item, name in zip(found, names, strict=True) if name in clashing]
             raise InputError(f"{pair[0]} and {pair[1]} would get the same name; read them in two runs")
     return [replace(item, name=name) for item, name in zip(found, names, strict=True)]
 
@@ -310,6 +324,8 @@ def _source(item: _Found, spool_dir: Path, format: str | None) -> Source:  # noq
             f"{item.origin}: the suffix {Path(item.name).suffix or '(none)'} is not known; known are "
             f"{_known_suffixes()}; or name the format with --format"
         )
+    if not item.name.isprintable() and item.name != item.name.encode("utf-8", "replace").decode():
+        raise InputError(f"{item.name!r}: the file's name is not UTF-8; rename it")
     digest = hashlib.blake2b(digest_size=16)
     size = 0
     path = item.path

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,6 +84,11 @@ class Table(Protocol):
         ...
 
 
+def doubled(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
 def limited(parts: Iterator[Part], limit: int) -> Iterator[Part]:
     """Stop after `limit` rows, without asking for more than it takes."""
     while limit > 0 and (part := next(parts, None)) is not None:
@@ -117,8 +123,3 @@ def _joined(parts: list[Part]) -> Part:
         bad.update({first + i: what for i, what in part.bad_texts.items()})
         first += part.batch.num_rows
     return Part(pa.concat_batches([part.batch for part in parts]), bad)
-
-
-def empty_column(rows: int, kind: pa.DataType) -> pa.Array:
-    """Return a column of nulls: what a file has where only others have the column."""
-    return pa.nulls(rows, kind)

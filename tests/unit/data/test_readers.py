@@ -139,6 +139,19 @@ def test_cells_longer_than_a_block_are_read(tmp_path: Path) -> None:
     assert table(parts)["text"][1000] == long
 
 
+def test_first_row_longer_than_a_block_is_read(tmp_path: Path) -> None:
+    long = "word " * 500_000
+    found, parts = read(tmp_path, ("a.csv", f"1,{long}\n2,x\n"), header=False)
+    assert table(parts) == {"c0": [1, 2], "c1": [long, "x"]}
+    found, _ = read(tmp_path, ("b.csv", ",".join(f"{i:0100}" for i in range(11_000)) + "\n"))
+    assert len(found.schema) == 11_000
+
+
+def test_file_of_blank_lines_is_empty(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.csv is empty"):
+        read(tmp_path, ("a.csv", "\n" * 100))
+
+
 def test_limit_cuts_over_all_files(tmp_path: Path) -> None:
     found, parts = read(tmp_path, ("a.csv", "x\n1\n2\n"), ("b.csv", "x\n3\nx\n"), limit=3)
     assert found.rows == (2, 1)
@@ -380,6 +393,7 @@ def test_half_surrogates_become_replacement_characters(tmp_path: Path, name: str
     [
         ('[{"a": 1}, {"a": 2}]', {"a": [1, 2]}),
         ("[]", {}),
+        ('{"a": []}', {}),
         ('{"a": [1, 2], "b": ["x", "y"]}', {"a": [1, 2], "b": ["x", "y"]}),
         ('{"a": {"0": 1, "1": 2}, "b": {"0": "x", "1": "y"}}', {"a": [1, 2], "b": ["x", "y"]}),
         ('["x", "y", null]', {"text": ["x", "y", None]}),
@@ -475,6 +489,21 @@ def test_arrow_stream_under_the_name_of_a_file_is_read(tmp_path: Path) -> None:
     for name, stream in [("a.arrow", True), ("a.arrows", False), ("a.feather", False)]:
         _, parts = read(tmp_path, (name, ipc_bytes(data, stream=stream)))
         assert table(parts) == data.to_pydict()
+
+
+def test_arrow_stream_cut_between_batches_is_pointed_out(tmp_path: Path) -> None:
+    whole = ipc_bytes(pa.table({"text": ["a", "b"]}), stream=True)
+    found, _ = read(tmp_path, ("a.arrows", whole))
+    assert found.notices == ()
+    found, _ = read(tmp_path, ("a.arrows", whole[:-8]))
+    assert [notice.code for notice in found.notices] == ["no_end_mark"]
+    with pytest.raises(CorruptFileError, match="ends 8 bytes before the file"):
+        read(tmp_path, ("a.arrows", whole + whole[-8:]))
+
+
+def test_ragged_row_of_wrong_bytes_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"row 2 .*1 cells"):
+        read(tmp_path, ("a.csv", b"a,b\n1,2\n\xff\n"))
 
 
 def test_texts_of_every_string_type_are_read_as_string(tmp_path: Path) -> None:

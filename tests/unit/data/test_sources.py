@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import threading
 from pathlib import Path
 
 import fsspec
@@ -173,6 +174,28 @@ def test_nothing_to_read_says_what_would_be_right(
     write(tmp_path, "only_md/a.md", "bare")
     with pytest.raises(InputError, match=message):
         resolve([str(tmp_path / argument)], spool_dir=spool)
+
+
+def test_path_no_file_can_have_is_an_input_error(spool: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        resolve(["long" * 2000], spool_dir=spool)
+
+
+def test_pipe_is_spooled(tmp_path: Path, spool: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("text\nx\n"))
+    writer.start()
+    found = resolve([pipe], spool_dir=spool, format="csv")
+    writer.join()
+    assert names(found) == ["pipe"]
+    assert scan(found).rows == (1,)
+
+
+def test_name_that_is_no_utf8_is_refused(tmp_path: Path, spool: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.csv")).write_text("text\nx\n")
+    with pytest.raises(InputError, match="rename"):
+        resolve([tmp_path], spool_dir=spool)
 
 
 def test_no_input_and_unknown_format_are_refused(tmp_path: Path, spool: Path) -> None:
