@@ -245,21 +245,26 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(vecmill: R
     with (tmp_path / "in.csv").open("w", newline="") as out:
         rows = csv.writer(out)
         rows.writerow(["text"])
-        rows.writerows([f"row {number}: " + "some words of a text " * 40] for number in range(100_000))
-    # SIGINT as a terminal sends it. It comes while the input is read or embedded; the progress line tells.
-    command = [sys.executable, "-m", "vecmill.cli", "embed", "in.csv", "--text", "text", "-o", "o.parquet"]
+        rows.writerows([f"row {number}"] for number in range(100_000))
+    embed = ["embed", "in.csv", "--text", "text", "-o", "o.parquet"]
+    command = [sys.executable, "-m", "vecmill.cli", *embed]
+    lines: list[str] = []
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        for line in process.stderr:
+            lines.append(line)
+            if int(line.partition(" of 100,000 rows")[0].replace(",", "")) > 2048:
+                break
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert "of 100,000 rows" in line, line
-    assert process.returncode == 130
+    assert process.returncode == 130, (lines, said)
     assert "interrupted" in said
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not (tmp_path / "o.parquet").exists()
-    assert (tmp_path / "o.parquet.vecmill" / "plan.json").is_file()
+    plan = json.loads(vecmill(*embed, "--dry-run", "--json").stdout)
+    assert plan["resumed_windows"] >= 1
+    assert not plan["complete"]
 
 
 def test_demo_shows_the_main_job(vecmill: Run, tmp_path: Path) -> None:
@@ -283,3 +288,11 @@ def test_the_sample_comes_with_the_package_and_is_whole() -> None:
     assert len(rows) == 88
     assert len({row["id"] for row in rows}) == 88
     assert all(row["title"] and row["text"] and len(row["text"]) < 400 for row in rows)
+
+
+def test_bench_measures_this_machine_and_writes_the_result_file(vecmill: Run, tmp_path: Path) -> None:
+    done = vecmill("bench", "local", "--texts", "8", "--rounds", "1", "--starts", "0", "-o", "result.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("8 texts of synthetic sentences")
+    assert "\nvecmill int8  " in done.stdout
+    assert "bench local --texts 8" in json.loads((tmp_path / "result.json").read_text())["command"]

@@ -65,11 +65,14 @@ def local(
     from vecmill.bench.local import run_local
     from vecmill.bench.report import render
 
-    stories = None if data is None else workloads.read_stories(Path(data))
+    if data is None:
+        stories, source = workloads.synthetic_stories(seed=given["seed"]), "synthetic sentences"
+    else:
+        stories, source = workloads.read_stories(Path(data)), Path(data).name
     report = run_local(
         model_folder=None if folder is None else Path(folder),
-        texts=None if stories is None else workloads.mixed_lengths(stories, texts, seed=given["seed"]),
-        source=None if data is None else Path(data).name,
+        texts=workloads.mixed_lengths(stories, texts, seed=given["seed"]),
+        source=f"{source}, mixed lengths",
         out=None if output is None else Path(output),
         peer_python=None if peer_python is None else Path(peer_python),
         settings=load_settings(),
@@ -80,4 +83,4 @@ def local(
     if as_json:
         emit(asdict(report) if is_dataclass(report) else report)
         return
-    say(*(plain(line) if line.strip() else "" for line in render(report)))
+    say(*(plain(line, keep_lines=True) for line in render(report)))

@@ -63,7 +63,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """name -> ("module:attribute", first line of its help), in the order of the help page."""
 
-ALIASES = {"models": "model", "jobs": "job", "sets": "info"}
+ALIASES = {"models": "model", "jobs": "job"}
 """Plurals people type; understood, not shown."""
 
 

@@ -79,8 +79,8 @@ class ProgressLine:
             from rich.progress import Progress as RichProgress
 
             self._live = RichProgress(
-                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
+                TextColumn("{task.description}", markup=False),
                 console=Console(stderr=True),
                 transient=True,
             )
