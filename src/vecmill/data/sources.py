@@ -227,7 +227,7 @@ def _remote(url: str, spool_dir: Path, format: str | None) -> list[_Found]:  # n
     scheme, _, _ = url.partition("://")
     if scheme == "file":
         return list(_expand(url.removeprefix("file://"), spool_dir, format))
-    system, root = _file_system(url)
+    system, root = file_system(url)
     if glob.has_magic(root) and not system.exists(root):
         fixed = "/".join(_before_magic(root.split("/")))
         paths, explicit = sorted(p for p in system.glob(root) if not system.isdir(p)), False
@@ -257,7 +257,7 @@ def _remote(url: str, spool_dir: Path, format: str | None) -> list[_Found]:  # n
     return items
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """Open the file system of a URL; `wasbs://container@account.…/path` is Azure's `az://container/path`."""
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations as known

@@ -31,6 +31,7 @@ from vecmill.data.writers import output_format
 from vecmill.embedder.embedder import make_manifest
 from vecmill.embedder.rows import Policy, prepare
 from vecmill.jobs.layout import Layout, ids_of, make_layout
+from vecmill.jobs.remote import Remote
 from vecmill.jobs.state import StateDir
 from vecmill.jobs.windows import Window, cut
 from vecmill.models.base import Provider
@@ -89,7 +90,8 @@ class Plan:
     """A job ready to run.
 
     Attributes:
-        output: The target. format: its format.
+        output: The target, a local path. format: its format.
+        remote: Where the output is uploaded when it is made, or None.
         sources: The input's files. scan: their columns and row counts.
         text: Makes the texts.
         provider: The open model. policy: what happens to long and empty texts.
@@ -114,6 +116,7 @@ class Plan:
     layout: Layout
     manifest: Manifest
     fingerprint: str
+    remote: Remote | None
     complete: bool
     resumed_windows: int
     notices: tuple[Notice, ...]
@@ -122,6 +125,11 @@ class Plan:
     any_language: bool
     json_columns: tuple[str, ...]
     home: Path
+
+    @property
+    def target(self) -> str:
+        """What the user called the output."""
+        return self.remote.url if self.remote else str(self.output)
 
     @property
     def rows(self) -> int:
@@ -136,7 +144,7 @@ class Plan:
     def stream(self) -> Iterator[FileBatch]:
         """Read the input again, in the same order."""
         return batches(
-            self.sources, self.scan, text_columns=self.text.columns, options=self.read, limit=self.limit
+            self.sources, self.scan, text_columns=self.text.text_columns, options=self.read, limit=self.limit
         )
 
     def windows(self) -> Iterator[Window]:
@@ -151,7 +159,7 @@ class Plan:
         """Return the plan for people and programs; no texts in it."""
         info = self.provider.info
         return {
-            "output": str(self.output),
+            "output": self.target,
             "format": self.format,
             "files": [source.name for source in self.sources.files],
             "skipped_files": list(self.sources.skipped),
@@ -195,9 +203,10 @@ async def make_plan(
     """
     options = options or JobOptions()
     settings = settings or load_settings()
-    target = _local(output)
+    remote = Remote.of(str(output), settings.home) if "://" in str(output) else None
+    target = remote.staging if remote else Path(output).absolute()
     try:
-        return await _planned(inputs, target, options, settings, provider, output_format(output))
+        return await _planned(inputs, target, remote, options, settings, provider, output_format(output))
     except BaseException:
         _discard(StateDir.beside(target))
         raise
@@ -206,6 +215,7 @@ async def make_plan(
 async def _planned(
     inputs: Sequence[str | Path],
     target: Path,
+    remote: Remote | None,
     options: JobOptions,
     settings: Settings,
     provider: Provider | None,
@@ -245,7 +255,12 @@ async def _planned(
         layout=layout,
         manifest=manifest,
         fingerprint=fingerprint,
-        complete=_complete(target, fingerprint, overwrite=options.overwrite),
+        remote=remote,
+        complete=(
+            remote.complete(fingerprint, overwrite=options.overwrite)
+            if remote
+            else _complete(target, fingerprint, overwrite=options.overwrite)
+        ),
         resumed_windows=0,
         notices=(*seen.notices, *_skipped(sources)),
         read=options.read,
@@ -281,12 +296,6 @@ async def count_tokens(plan: Plan) -> dict[str, int]:
 def _discard(state: StateDir) -> None:
     if not state.plan_path.exists():
         state.remove()  # with what a crash during an earlier removal left
-
-
-def _local(output: str | Path) -> Path:
-    if "://" in str(output):
-        raise InputError(f"{output} is a URL: write to a local path and copy the finished file there")
-    return Path(output).absolute()
 
 
 def _scan(sources: Sources, options: JobOptions) -> tuple[Scan, Template | TextColumn]:

@@ -51,10 +51,10 @@ class Outcome:
 
     state: str
     exit_code: int
-    output: Path
+    output: str
     receipt: dict[str, Any]
-    receipt_file: Path
-    errors_file: Path | None
+    receipt_file: str
+    errors_file: str | None
 
 
 def embed_files(
@@ -117,7 +117,8 @@ async def run(plan: Plan, *, listen: Listener = ignore) -> Outcome:
         listen(notice)
     if plan.complete and plan.state.fingerprint() != plan.fingerprint:
         plan.discard()
-        return _outcome(plan, _read_receipt(plan), already=True)
+        receipt = plan.remote.receipt() if plan.remote else _read_receipt(plan)
+        return _outcome(plan, receipt, already=True)
     durable.make_dir(plan.state.path)
     with durable.lock(plan.state.path / "lock", what=str(plan.output)):
         note_job(plan, state="running", done=0)
@@ -127,10 +128,14 @@ async def run(plan: Plan, *, listen: Listener = ignore) -> Outcome:
             if not plan.complete:
                 await _embed_windows(plan, listen)
             receipt = await asyncio.to_thread(_publish, plan)
+            if plan.remote:
+                await asyncio.to_thread(plan.remote.upload)
         except BaseException:
             _give_up(plan)
             raise
     plan.state.remove()
+    if plan.remote:
+        durable.remove_tree(plan.output.parent)
     outcome = _outcome(plan, receipt)
     note_job(plan, state=outcome.state, done=plan.rows)
     return outcome
@@ -299,12 +304,11 @@ def _read_receipt(plan: Plan) -> dict[str, Any]:
 def _outcome(plan: Plan, receipt: dict[str, Any], *, already: bool = False) -> Outcome:
     failed = bool(receipt.get("errors"))
     state = "already complete" if already else "failed rows" if failed else "complete"
-    errors = _beside(plan, "errors.jsonl")
     return Outcome(
         state=state,
         exit_code=3 if failed and not already else 0,
-        output=plan.output,
+        output=plan.target,
         receipt=receipt,
-        receipt_file=_beside(plan, "receipt.json"),
-        errors_file=errors if errors.exists() else None,
+        receipt_file=f"{plan.target}.receipt.json",
+        errors_file=f"{plan.target}.errors.jsonl" if failed else None,
     )

@@ -42,7 +42,7 @@ def note_job(plan: Plan, *, state: str, done: int) -> None:
     inputs = ", ".join(source.name for source in plan.sources.files[:3])
     if len(plan.sources.files) > 3:
         inputs += f", … ({len(plan.sources.files)} files)"
-    values = (plan.fingerprint[:8], state, inputs, str(plan.output), plan.rows, done, time.time())
+    values = (plan.fingerprint[:8], state, inputs, plan.target, plan.rows, done, time.time())
     try:
         durable.make_dir(plan.home)
         with _open(plan.home / "jobs.sqlite") as db:
