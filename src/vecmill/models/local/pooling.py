@@ -42,7 +42,10 @@ class Normalize:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What follows the encoder: the pooled vectors put side by side, then the steps in order."""
+    """What follows the encoder: the pooled vectors put side by side, then the steps in order.
+
+    No pools: what comes before gives one vector per text already.
+    """
 
     pools: tuple[Pool, ...]
     steps: tuple[Dense | Normalize, ...] = ()
@@ -53,9 +56,9 @@ class Head:
         return bool(self.steps) and isinstance(self.steps[-1], Normalize)
 
     def describe(self) -> str:
-        """Return the head in a few words, the same for the same head: "mean+normalize"."""
+        """Return the head in a few words: "mean+normalize", "inside" where the graph pools by itself."""
         steps = ("normalize" if isinstance(s, Normalize) else f"dense({s.activation})" for s in self.steps)
-        return "+".join((*self.pools, *steps))
+        return "+".join((*(self.pools or ("inside",)), *steps))
 
 
 def apply(head: Head, x: Node, mask: Node, op: Any) -> Node:
