@@ -6,12 +6,16 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vecmill.cli.output import say, table, tell
 from vecmill.cli.progress import ProgressLine
 from vecmill.core.config import load_settings
+
+if TYPE_CHECKING:
+    from vecmill.collection.search import SearchResult
 
 SAMPLE = Path(__file__).with_name("sample") / "notes.csv"
 """Short notes of an imaginary shop, written for this package: id, title, category, text."""
@@ -39,9 +43,8 @@ def demo(folder: str | None) -> int:
     code = asyncio.run(_embed(table_file, vector_set))
     if code:
         return code
-    for query in QUERIES:
-        say("", f'$ vecmill search {vector_set} "{query}" -k 3')
-        say(*asyncio.run(_search(vector_set, query)))
+    for result in asyncio.run(_search(vector_set)):
+        say("", f'$ vecmill search {vector_set} "{result.query}" -k 3', *_lines(result))
     say(
         "",
         "These were the two main commands. Next:",
@@ -67,8 +70,11 @@ async def _embed(table_file: Path, vector_set: Path) -> int:
     return outcome.exit_code
 
 
-async def _search(vector_set: Path, query: str) -> list[str]:
-    from vecmill.collection.search import search_async
+async def _search(vector_set: Path) -> list[SearchResult]:
+    from vecmill.collection.search import search_many
 
-    result = await search_async(vector_set, query, k=3)
+    return await search_many(vector_set, QUERIES, k=3)
+
+
+def _lines(result: SearchResult) -> list[str]:
     return table([(str(hit.rank), f"{hit.similarity:.3f}", hit.id, hit.text or "") for hit in result.hits])
