@@ -102,7 +102,7 @@ def render(report: Report) -> list[str]:
     lines = [
         f"{report.data['texts']} texts of {report.data['source']}, "
         f"{report.settings['rounds']} rounds, {report.settings['threads']} thread(s)",
-        f"{'':34}{'texts/s':>9}{'cpu s':>9}{'first vector s':>16}{'peak MiB':>10}",
+        f"{'system':34}{'texts/s':>9}{'cpu s':>9}{'first vector s':>16}{'peak MiB':>10}",
     ]
     for one in report.measured:
         median = percentile(one.wall, 50)

@@ -104,8 +104,12 @@ def shorten(vectors: Vectors, dimensions: int) -> Vectors:
     return normalize(vectors[:, :dimensions])
 
 
-def norms_of(vectors: Vectors) -> Float32Array:
+def norms_of(vectors: Vectors, *, what: str = "vectors") -> Float32Array:
     """Return the length of each vector: (n,) float32, to about d roundoffs. One pass over the vectors.
+
+    Args:
+        vectors: (n, d) float32.
+        what: Names the vectors in messages.
 
     Raises:
         InputError: A component is NaN or infinite.
@@ -114,13 +118,13 @@ def norms_of(vectors: Vectors) -> Float32Array:
         squares = np.vecdot(vectors, vectors)
     norms: Float32Array = np.sqrt(squares)
     doubtful = np.flatnonzero(~((squares > _SMALLEST) & (squares < _LARGEST)))
-    if len(doubtful):
-        rows = vectors[doubtful].astype(np.float64)
+    for part in _parts(len(doubtful), vectors.shape[1]):
+        rows = vectors[doubtful[part]].astype(np.float64)
         exact = np.sqrt(_dots(rows, rows))
         if not np.isfinite(exact).all():
-            _ensure_finite(vectors, "vectors")
+            _ensure_finite(vectors, what)
         with np.errstate(over="ignore", under="ignore"):
-            norms[doubtful] = exact
+            norms[doubtful[part]] = exact
     return norms
 
 
@@ -177,7 +181,7 @@ def nearest(
     _ensure_same_width(queries, vectors)
     if k < 1:
         raise InputError(f"k is {k}; ask for at least 1 neighbour")
-    query_norms = norms_of(queries)
+    query_norms = norms_of(queries, what="queries")
     lengths = norms_of(vectors) if norms is None else norms
     n, q, found = len(vectors), len(queries), min(k, len(vectors))
     rows = np.empty((q, found), np.int64)

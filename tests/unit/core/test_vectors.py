@@ -101,6 +101,15 @@ def test_norms_of_finds_nan_where_the_sum_cannot_tell() -> None:
         norms_of(vectors)
 
 
+def test_nan_in_queries_is_told_from_nan_in_vectors() -> None:
+    good, bad = random(4, 3), random(4, 3)
+    bad[1, 2] = np.nan
+    with pytest.raises(InputError, match="queries: row 1 of 4"):
+        nearest(bad, good, 1, metric=Metric.COSINE)
+    with pytest.raises(InputError, match="vectors: row 1 of 4"):
+        nearest(good, bad, 1, metric=Metric.COSINE)
+
+
 def test_distances_are_those_of_the_definition() -> None:
     queries, vectors = np.array([[1, 0]], np.float32), np.array([[2, 0], [0, 3], [-1, 0], [0, 0]], np.float32)
     np.testing.assert_array_equal(distances(queries, vectors, metric=Metric.COSINE), [[0, 1, 2, 1]])
