@@ -12,11 +12,11 @@ target = Path(tempfile.mkdtemp()) / "notes.parquet"
 outcome = vecmill.embed_files(notes, target, text="text", id_column="id")
 print(f"{outcome.receipt['vectors']} vectors in {target}")
 
-for hit in vecmill.search(target, "my order did not arrive", k=3).hits:
+for hit in vecmill.search(target, "a toy to keep the cat busy", k=3).hits:
     print(f"{hit.similarity:.3f}  {hit.id:12}  {hit.columns['title']}")
 
-nearest = vecmill.similar(target, "garden-04", k=1).hits[0]
-print(f"most like sharpening a spade: {nearest.columns['title']}")
+nearest = vecmill.similar(target, "home-07", k=1).hits[0]
+print(f"most like limescale on a tap: {nearest.columns['title']}")
 
 report = vecmill.verify(target, sample=10)
 assert report.ok, report.describe()
