@@ -34,6 +34,7 @@ GROUP_SIZE = 128
 """Activations that share a scale in int8 layers; another value gives other bits (ENGINE_FORMAT)."""
 
 _REQUESTS_PER_STREAM = 2
+_SCHEDULING = frozenset({"NUM_STREAMS", "INFERENCE_NUM_THREADS"})
 _MAGIC = b"vecmill compiled model 1".ljust(47) + b"\n"  # 48 bytes: with the digest 64, so the blob is aligned
 
 
@@ -99,7 +100,7 @@ class Runtime:
         self._turn = threading.Lock()
         self._bulk: Any = None
         self._single: Any = None
-        self._memory: list[Any] = []  # an imported model goes on reading the memory it came from
+        self._blob: npt.NDArray[np.uint8] | None = None  # an imported model goes on reading its memory
 
     def run(
         self,
@@ -127,7 +128,7 @@ class Runtime:
         """Let go of the compiled models."""
         with self._turn:
             self._bulk = self._single = None
-            self._memory.clear()
+            self._blob = None
 
     def _run_single(
         self, work: Iterable[Work], take: Callable[..., None], stopped: Callable[[], bool]
@@ -184,19 +185,21 @@ class Runtime:
         if self._plan.device != "CPU":
             return core.compile_model(self._build(), self._plan.device, properties)
         path = self._cached(properties)
-        blob = read_blob(path)
-        if blob is not None:
+        if self._blob is None:
+            self._blob = read_blob(path)
+        if self._blob is not None:
             try:
-                imported = core.import_model(openvino().Tensor(blob, shared_memory=True), "CPU", properties)
-                self._memory.append(blob)
-                return imported
+                return core.import_model(openvino().Tensor(self._blob, shared_memory=True), "CPU", properties)
             except RuntimeError as error:
                 log.warning("compiled model %s is not readable and will be made again: %s", path, error)
+                self._blob = None
         compiled = core.compile_model(self._build(), "CPU", properties)
         write_blob(path, compiled.export_model().getvalue())
         return compiled
 
     def _cached(self, properties: dict[str, Any]) -> Path:
+        """Return where the compiled model is kept: one file for every number of streams and threads."""
+        kept = {name: value for name, value in properties.items() if name not in _SCHEDULING}
         processor = machine.cpu()
         digest = hashlib.blake2b(digest_size=16)
         for part in (
@@ -204,7 +207,7 @@ class Runtime:
             openvino().get_version(),
             processor.name,
             sorted(processor.flags),
-            properties,
+            sorted(kept.items()),
         ):
             digest.update(repr(part).encode() + b"\0")
         return self._plan.cache_dir / "compiled" / f"{digest.hexdigest()}.blob"

@@ -46,6 +46,18 @@ def test_each_precision_has_its_own_compiled_model(fresh: Any, embed: Any, tmp_p
     assert len(blobs(tmp_path / "cache")) == 2
 
 
+def test_one_compiled_model_serves_every_number_of_threads(
+    fresh: Any, embed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = TEXTS * 300  # more than one batch, so that streams are used
+    first = embed(fresh(threads=1), texts)
+    monkeypatch.setattr(graph, "build", None)
+    provider = fresh(threads=2)
+    assert embed(provider, texts).tobytes() == first.tobytes()
+    assert embed(provider, texts[:1]).tobytes() == first[:1].tobytes()
+    assert len(blobs(tmp_path / "cache")) == 1
+
+
 @pytest.mark.parametrize("where", [0, 20, 60, 64, 100, 5000, -1])
 def test_flipped_byte_is_noticed_and_mended(
     fresh: Any, embed: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, where: int
