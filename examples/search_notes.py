@@ -15,8 +15,8 @@ print(f"{outcome.receipt['vectors']} vectors in {target}")
 for hit in vecmill.search(target, "a toy to keep the cat busy", k=3).hits:
     print(f"{hit.similarity:.3f}  {hit.id:12}  {hit.columns['title']}")
 
-nearest = vecmill.similar(target, "pets-01", k=1).hits[0]
-print(f"most like a feather wand: {nearest.columns['title']}")
+nearest = vecmill.similar(target, "recipe-06", k=1).hits[0]
+print(f"most like a plum cake: {nearest.columns['title']}")
 
 report = vecmill.verify(target, sample=10)
 assert report.ok, report.describe()
