@@ -60,7 +60,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
             with durable.watching(FullDisk(room)):
                 embed(new, output, overwrite=True)
         except WriteError as error:
-            assert "space" in str(error).lower()
+            assert "space" in str(error).lower()  # noqa: PT017 - it may also have room
             assert content(output) in (before, content(tmp_path / "calm" / name)), "old or new, never mixed"
             refused += 1
         else:

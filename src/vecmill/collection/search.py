@@ -31,7 +31,7 @@ from vecmill.models.resolve import canonical, known_models
 Searchable: TypeAlias = str | Path | VectorSet
 """A vector set's path, or one already opened by `read_vectors`."""
 
-_OURS = frozenset({"id", "error", "warning"})
+_OURS = ("id", "error", "warning")
 """Columns of our own sets that say nothing about a hit: it has an id, and a vector."""
 
 
@@ -338,7 +338,8 @@ def _carried(
     found: VectorSet, rows: npt.NDArray[np.int64], asked: SearchOptions
 ) -> list[tuple[str | None, dict[str, Any]]]:
     """Read text and columns of the hits, all in one pass."""
-    ours = _OURS if found.manifest is not None else frozenset()
+    made = found.manifest
+    ours = {made.column(role) for role in _OURS} if made is not None else set()
     wanted = [name for name in found.columns if name not in ours and name != found.text_column]
     if asked.columns is not None:
         wanted = list(asked.columns)

@@ -57,7 +57,7 @@ def load_settings(**arguments: Any) -> Settings:
     values: dict[str, Any] = {}
     for name, kind in _KINDS.items():
         if arguments.get(name) is not None:
-            values[name] = arguments[name]
+            values[name] = _convert(name, kind, arguments[name], "the argument")
             continue
         found = _find(name)
         values[name] = _convert(name, kind, *found) if found is not None else _default(name)

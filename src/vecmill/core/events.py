@@ -70,8 +70,8 @@ class Rates:
         return (r1 - r0) / elapsed, (k1 - k0) / elapsed
 
     def remaining_seconds(self) -> tuple[float, float] | None:
-        """Return the (least, most) seconds that remain, or None while nothing is known."""
-        if self._total is None or len(self._seen) < 3:
+        """Return the (least, most) seconds that remain, or None in the first seconds."""
+        if self._total is None or len(self._seen) < 3 or self._seen[-1][0] - self._seen[0][0] < 3.0:
             return None
         left = self._total - self._seen[-1][1]
         middle = len(self._seen) // 2

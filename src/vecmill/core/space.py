@@ -60,6 +60,7 @@ class Manifest:
         template: The template the texts were made with, or None.
         text: The column the texts came from, or the one the template made.
         vector: The column of the vectors.
+        renamed: Other columns of ours that have another name than usual, as (role, name).
         provider, revision, pooling, tokenizer, precision: Where the vectors come from.
         long_text, max_tokens: What happened to long texts, and what was long.
         source: Fingerprint of the input files.
@@ -79,6 +80,7 @@ class Manifest:
     template: str | None = None
     text: str | None = None
     vector: str = "embedding"
+    renamed: tuple[tuple[str, str], ...] = ()
     provider: str = "local"
     revision: str | None = None
     pooling: str | None = None
@@ -112,11 +114,16 @@ class Manifest:
             raise FormatVersionError(
                 f"{where} has format version {version}, this vecmill reads {MANIFEST_VERSION}: upgrade"
             )
-        known = {field.name for field in fields(cls)}
+        known = {entry.name for entry in fields(cls)}
+        values["renamed"] = tuple((str(role), str(name)) for role, name in values.get("renamed", ()))
         try:
             return cls(**{name: value for name, value in values.items() if name in known})
         except TypeError as error:
             raise FormatVersionError(f"{where} is not a whole vecmill manifest: {error}") from error
+
+    def column(self, role: str) -> str:
+        """Return the name of a column of ours by its role: id, file, row, error and so on."""
+        return dict(self.renamed).get(role, role)
 
     def probe_vectors(self) -> Vectors | None:
         """Return the probe as (3, d) float32, or None where the set has none."""
@@ -158,7 +165,7 @@ def ensure_comparable(stored: Manifest, asked: Manifest, *, what: str) -> None:
     if stored.dimensions == asked.dimensions and distance is not None and distance <= PROBE_TOLERANCE:
         return
     raise SpaceMismatchError(
-        f"{what} holds vectors of {stored.model} (space {short(stored.space)}, {stored.dimensions} dimensions),"
-        f" the other side is {asked.model} (space {short(asked.space)}, {asked.dimensions} dimensions);"
-        f" use -m {stored.model}, or embed {what} again with {asked.model}"
+        f"{what} holds vectors of {stored.model} (space {short(stored.space)}, {stored.dimensions} "
+        f"dimensions), the other side is {asked.model} (space {short(asked.space)}, {asked.dimensions} "
+        f"dimensions); use -m {stored.model}, or embed {what} again with {asked.model}"
     )

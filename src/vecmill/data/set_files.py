@@ -326,7 +326,8 @@ def _open_jsonl(path: Path) -> TableSet:
         names = [manifest.vector if name == "embeddings" else name for name in table.column_names]
         table = table.rename_columns(names)
     ids = None
-    if manifest is not None and "id" not in table.column_names and {"file", "row"} <= set(table.column_names):
+    named = set(table.column_names)
+    if manifest is not None and manifest.column("id") not in named and {"file", "row"} <= named:
         pairs = zip(table.column("file").to_pylist(), table.column("row").to_pylist(), strict=True)
         ids = [f"{file}#{row}" for file, row in pairs]
     return TableSet(path, manifest, table, ids)

@@ -201,8 +201,8 @@ def _ids(file: SetFile, asked: str | None) -> list[str]:
         column = asked
     elif file.ids is not None:
         return file.ids
-    elif file.manifest is not None and "id" in file.schema.names:
-        column = "id"
+    elif file.manifest is not None and file.manifest.column("id") in file.schema.names:
+        column = file.manifest.column("id")
     else:
         return [str(row) for row in range(file.rows)]
     ids: list[str] = []

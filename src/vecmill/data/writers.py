@@ -95,8 +95,8 @@ def write_set(
         batches: Rows of that schema, `manifest.rows` in all.
         manifest: What the set says about itself.
         format: One of `FORMATS`; None asks the path.
-        columns_json: JSON lines: columns written besides file, row, embeddings and error. npy: with "id" in
-            it the sidecar lists the ids.
+        columns_json: JSON lines: columns written besides file, row, embeddings and error. npy: with the
+            column of the ids in it the sidecar lists the ids.
 
     Raises:
         InputError: Schema, rows and manifest do not agree; nothing has been written.
@@ -289,10 +289,13 @@ def _write_jsonl(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
 
 
 def _lines(batch: pa.RecordBatch, job: _Job) -> Iterator[bytes]:
-    names = list(dict.fromkeys((*(n for n in ("file", "row") if n in batch.schema.names), *job.columns_json)))
-    columns = [batch.column(name).to_pylist() for name in names if name != job.manifest.vector]
-    has_error = "error" in batch.schema.names and "error" not in names
-    errors = batch.column("error").to_pylist() if has_error else [None] * batch.num_rows
+    ours = {role: job.manifest.column(role) for role in ("file", "row", "error")}
+    column_of = {key: ours[key] for key in ("file", "row") if ours[key] in batch.schema.names}
+    column_of |= {name: name for name in job.columns_json if name != job.manifest.vector}
+    names = list(column_of)
+    columns = [batch.column(name).to_pylist() for name in column_of.values()]
+    has_error = ours["error"] in batch.schema.names and "error" not in names
+    errors = batch.column(ours["error"]).to_pylist() if has_error else [None] * batch.num_rows
     vectors, present = _matrix(batch.column(job.manifest.vector), job.manifest.dimensions)
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     for row, cells in enumerate(zip(*columns, strict=True) if columns else [()] * batch.num_rows):
@@ -310,7 +313,7 @@ def _plain(value: Any) -> str:
 
 def _write_npy(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
     shape = (job.manifest.rows, job.manifest.dimensions)
-    ids = _Ids(always="id" in job.columns_json)
+    ids = _Ids(job.manifest, always=job.manifest.column("id") in job.columns_json)
 
     def write(file: BinaryIO) -> dict[str, Any]:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -333,6 +336,7 @@ def _write_npy(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
 class _Ids:
     """Gathers ids: as runs of (file, first row, rows) while each is `file#row`, else one by one."""
 
+    manifest: Manifest
     always: bool
     runs: list[tuple[str, int, int]] = field(default_factory=list)
     columns: list[Any] = field(default_factory=list)
@@ -340,15 +344,16 @@ class _Ids:
 
     def add(self, batch: pa.RecordBatch) -> None:
         names = batch.schema.names
-        if "id" in names:
-            self.columns.append(batch.column("id"))
-        if not ("file" in names and "row" in names):
+        id_, file_, row_ = (self.manifest.column(role) for role in ("id", "file", "row"))
+        if id_ in names:
+            self.columns.append(batch.column(id_))
+        if not (file_ in names and row_ in names):
             self.derivable = False
         if self.always or not self.derivable:
             return
-        ids = batch.column("id").to_pylist() if "id" in names else None
-        files: list[Any] = batch.column("file").to_pylist()
-        rows: list[Any] = batch.column("row").to_pylist()
+        ids = batch.column(id_).to_pylist() if id_ in names else None
+        files: list[Any] = batch.column(file_).to_pylist()
+        rows: list[Any] = batch.column(row_).to_pylist()
         for at, (file, row) in enumerate(zip(files, rows, strict=True)):
             if ids is not None and ids[at] != f"{file}#{row}":
                 self.derivable = False

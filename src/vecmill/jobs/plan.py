@@ -238,7 +238,7 @@ async def _planned(
         dimensions=provider.info.dimensions,
         has_template=isinstance(text, Template),
         id_column=options.id_column,
-        columns=options.columns,
+        columns=() if options.columns is None and format_ in ("jsonl", "npy") else options.columns,
         renamed=options.output_column,
         long_text=policy.long_text,
     )
@@ -370,6 +370,7 @@ async def _manifest(
         template=template,
         text=column if column in layout.schema.names else None,
         vector=layout.names["embedding"],
+        renamed=tuple((r, n) for r, n in layout.names.items() if r not in (n, "embedding", "text")),
         long_text=str(policy.long_text),
         max_tokens=policy.limit(provider),
         source=sources.fingerprint,

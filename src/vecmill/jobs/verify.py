@@ -126,9 +126,10 @@ def _nulls(found: VectorSet) -> Check:
     without = np.setdiff1d(np.arange(found.total_rows), found.rows)
     if not len(without):
         return Check("nulls", True, "every row has a vector")
-    if found.manifest is None or "error" not in found.columns:
+    name = found.manifest.column("error") if found.manifest is not None else ""
+    if name not in found.columns:
         return Check("nulls", None, f"{len(without)} rows have no vector; the set does not say why")
-    errors = [record["error"] for record in found.records(without.tolist(), ["error"])]
+    errors = [record[name] for record in found.records(without.tolist(), [name])]
     texts = found.texts(without.tolist())
     lost = [
         int(row)
@@ -158,14 +159,15 @@ def _ids(found: VectorSet) -> Check:
 
 
 def _order(found: VectorSet) -> Check:
-    if found.manifest is None or not {"file", "row"} <= set(found.columns):
+    names = [found.manifest.column(role) for role in ("file", "row")] if found.manifest else []
+    if not names or not set(names) <= set(found.columns):
         return Check("order", None, "the set has no columns file and row of ours")
     seen: set[str] = set()
     last_file, last_row = None, -1
     for start in range(0, found.total_rows, _BLOCK):
         block = range(start, min(start + _BLOCK, found.total_rows))
-        for at, record in zip(block, found.records(block, ["file", "row"]), strict=True):
-            file, row = record["file"], record["row"]
+        for at, record in zip(block, found.records(block, names), strict=True):
+            file, row = (record[name] for name in names)
             if file != last_file:
                 if file in seen:
                     return Check("order", False, f"row {at}: file {file!r} stands in two places")
@@ -271,10 +273,11 @@ def _whole_texts(
     """Return the sample's texts as they were embedded, a chunk's characters only, and their positions."""
     rows = found.rows[at].tolist()
     texts = found.texts(rows)
-    if manifest.long_text == LongText.CHUNKS and {"start", "end"} <= set(found.columns):
-        spans = found.records(rows, ["start", "end"])
+    first, last = manifest.column("start"), manifest.column("end")
+    if manifest.long_text == LongText.CHUNKS and {first, last} <= set(found.columns):
+        spans = found.records(rows, [first, last])
         texts = [
-            text[span["start"] : span["end"]] if text is not None else None
+            text[span[first] : span[last]] if text is not None else None
             for text, span in zip(texts, spans, strict=True)
         ]
     return texts, at

@@ -1,9 +1,4 @@
-"""For our tests and yours: a provider that costs nothing and shows every mix-up.
-
-    from vecmill.testing import FakeProvider
-
-    embedder = vecmill.Embedder(provider=FakeProvider(dimensions=16))
-"""
+"""For our tests and yours: `Embedder(provider=FakeProvider())` costs nothing and shows every mix-up."""
 
 from vecmill.testing.fakes import FakeProvider, fake_vector
 

@@ -57,11 +57,12 @@ def test_a_terminal_shows_a_live_line_and_leaves_nothing_but_notices(
 def test_the_remaining_time_is_a_range() -> None:
     clock = Clock()
     rates = Rates(clock=clock)
-    for second, rows in ((0, 0), (1, 100), (2, 150)):
+    assert rates.remaining_seconds() is None
+    for second, rows in ((0, 0), (2, 100), (4, 150)):
         clock.now = second
         rates.add(Progress(rows, 1150, rows * 3))
     text = describe(Progress(150, 1150, 450), rates)
-    assert text == "150 of 1,150 rows · 75 rows/s · 225 tokens/s · 10 s to 20 s left"
+    assert text == "150 of 1,150 rows · 38 rows/s · 112 tokens/s · 20 s to 40 s left"
 
 
 def test_an_unknown_total_promises_no_end() -> None:

@@ -331,3 +331,22 @@ def test_jobs_are_listed(write: Write, tmp_path: Path) -> None:
     (job,) = list_jobs()
     assert (job.state, job.rows, job.done) == ("complete", 3, 3)
     assert job.output.endswith("o.parquet")
+
+
+@pytest.mark.parametrize("name", ["o.parquet", "o.arrow", "o.jsonl", "o.npy"])
+def test_renamed_columns_are_found_again(write: Write, tmp_path: Path, name: str) -> None:
+    source = write("r.csv", [["id", "row", "text"], ["7", "x", "a"], ["8", "y", " "]])
+    renamed = {"row": "line", "error": "why"}
+    embed(source, tmp_path / name, text="text", id_column="id", output_column=renamed)
+    found = read_vectors(tmp_path / name)
+    assert found.ids == ["7", "8"]
+    assert found.rows.tolist() == [0]
+    own = {"id": "key", "row": "line"}
+    embed(source, tmp_path / name, text="text", output_column=own, overwrite=True)
+    assert read_vectors(tmp_path / name).ids == ["r.csv#0", "r.csv#1"]
+
+
+def test_json_lines_keep_no_input_columns_so_nothing_clashes(write: Write, tmp_path: Path) -> None:
+    source = write("r.csv", [["id", "text"], ["7", "a"]])
+    embed(source, tmp_path / "o.jsonl", text="text")
+    assert list(json.loads((tmp_path / "o.jsonl").read_text())) == ["file", "row", "embeddings"]
