@@ -27,6 +27,9 @@ ERROR_TYPE = pa.struct(
 WARNING_UNKNOWN = "unknown_tokens"
 """In the `warning` column: at least half of the text's tokens are not in the model's vocabulary."""
 
+WARNING_SHORT = "short_tokens"
+"""In the `warning` column: the text falls into pieces of hardly more than a letter, as foreign scripts do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
