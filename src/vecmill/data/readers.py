@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from vecmill.core.errors import InputError, StorageError, unknown_name
+from vecmill.core.errors import Error, InputError, StorageError, unknown_name
 from vecmill.core.events import Notice
 from vecmill.data.kinds import NULL, Kind, is_text, settled, unify
 from vecmill.data.sources import Source, Sources
-from vecmill.data.tables import ReadOptions, Survey, Table, limited, rechunked
+from vecmill.data.tables import Part, ReadOptions, Survey, Table, limited, rechunked
 
 __all__ = ["FileBatch", "ReadOptions", "Scan", "batches", "scan"]
 
@@ -125,7 +125,8 @@ def batches(
         limit: Stop after this many rows of all files together.
 
     Raises:
-        InputError: A file changed since it was scanned, or `batch_rows` is below 1.
+        InputError: A file changed since it was hashed (its stamp is compared when it is opened and when it
+            is read up), or `batch_rows` is below 1.
         CorruptFileError: A file is damaged.
     """
     if batch_rows < 1:
@@ -138,17 +139,28 @@ def batches(
             continue
         table = _table(source, options, text_columns)
         first = 0
-        parts = limited(table.parts(scan.schema, wanted), wanted)
+        source.ensure_unchanged()
+        parts = rechunked(limited(table.parts(scan.schema, wanted), wanted), batch_rows)
         with _named(source):
-            for part in rechunked(parts, batch_rows):
+            while (part := _next(parts, source)) is not None:
                 yield FileBatch(source.name, first, part.batch, part.bad_texts)
                 first += part.batch.num_rows
+        source.ensure_unchanged()
         if first != wanted:
             raise InputError(
                 f"{source.name} had {wanted} rows when it was scanned and has {first} now; "
                 "leave the files alone while they are read, then start again"
             )
         left = None if left is None else left - first
+
+
+def _next(parts: Iterator[Part], source: Source) -> Part | None:
+    """Return the next part; of a failure it first asks whether the file changed, which would explain it."""
+    try:
+        return next(parts, None)
+    except Error:
+        source.ensure_unchanged()
+        raise
 
 
 def _table(source: Source, options: ReadOptions, text_columns: Sequence[str]) -> Table:

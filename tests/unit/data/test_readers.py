@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -586,19 +587,50 @@ def test_missing_text_column_lists_close_ones(tmp_path: Path) -> None:
         read(tmp_path, ("a.csv", "Summary,Text\na,b\n"), text_columns=["Sumary"])
 
 
-def test_file_that_shrank_after_the_scan_is_refused(tmp_path: Path) -> None:
+def rewrite_unseen(path: Path, content: str) -> None:
+    """Change a file so that size, time and inode stay: what no stamp shows."""
+    was = path.stat()
+    assert len(content) == was.st_size
+    path.write_text(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def test_file_that_changed_after_it_was_hashed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("x\n1\n2\n")
     sources = resolve([path], spool_dir=tmp_path)
     found = scan(sources)
     path.write_text("x\n1\n")
-    with pytest.raises(InputError, match="had 2 rows when it was scanned and has 1 now"):
-        list(batches(sources, found))
-    path.write_text("x\none\n2\n")
-    with pytest.raises(InputError, match="other values than when it was scanned"):
+    with pytest.raises(InputError, match=r"a\.csv changed while the job ran: leave the files alone"):
         list(batches(sources, found))
     path.unlink()
     with pytest.raises(InputError, match="is gone"):
+        list(batches(sources, found))
+
+
+@pytest.mark.parametrize("content", ["x\n9\n8\n" * 100_000, "x,y\n1,2\n" * 100_000, "x\n"])
+def test_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x\n" + "1\n" * 3_000_000)
+    sources = resolve([path], spool_dir=tmp_path)
+    found = scan(sources)
+    reading = batches(sources, found)
+    next(reading)
+    path.write_text(content)
+    with pytest.raises(InputError, match="changed while the job ran"):
+        list(reading)
+
+
+def test_change_that_no_stamp_shows_is_refused_by_its_rows_and_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x\n1\n2\n")
+    sources = resolve([path], spool_dir=tmp_path)
+    found = scan(sources)
+    rewrite_unseen(path, "x\n123\n")
+    with pytest.raises(InputError, match="had 2 rows when it was scanned and has 1 now"):
+        list(batches(sources, found))
+    rewrite_unseen(path, "x\na\n2\n")
+    with pytest.raises(InputError, match="other values than when it was scanned"):
         list(batches(sources, found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -13,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vecmill.core.errors import CorruptFileError, InputError, MissingExtraError, UnknownNameError
+from vecmill.core import durable
+from vecmill.core.errors import (
+    CorruptFileError,
+    InputError,
+    MissingExtraError,
+    UnknownNameError,
+    WriteError,
+)
 from vecmill.data.readers import batches, scan
 from vecmill.data.sources import SUFFIXES, Sources, resolve
 
@@ -151,6 +159,136 @@ def test_standard_input_is_spooled_and_hashed(
     assert [batch.file for batch in batches(found, scan(found))] == ["-"]
 
 
+def test_changed_file_is_found_and_one_only_touched_is_not(tmp_path: Path, spool: Path) -> None:
+    write(tmp_path, "a.csv", "b.csv", content="text\nx\n")
+    found = resolve([tmp_path], spool_dir=spool)
+    was = (tmp_path / "b.csv").stat()
+    assert found.files[1].stamp == (was.st_size, was.st_mtime_ns, was.st_ino)
+    found.ensure_unchanged()
+    os.utime(tmp_path / "b.csv", (1, 1))
+    (tmp_path / "b.csv").replace(tmp_path / "moved")
+    write(tmp_path, "b.csv", content="text\nx\n")
+    found.ensure_unchanged()
+    write(tmp_path, "b.csv", content="text\ny\n")
+    os.utime(tmp_path / "b.csv", (1, 1))
+    with pytest.raises(InputError, match=r"^b\.csv changed while the job ran: leave the files alone"):
+        found.ensure_unchanged()
+    (tmp_path / "b.csv").unlink()
+    with pytest.raises(InputError, match=r"^b\.csv is gone"):
+        found.ensure_unchanged()
+
+
+def test_stamp_is_no_part_of_the_fingerprint(tmp_path: Path, spool: Path) -> None:
+    write(tmp_path, "a.csv")
+    first = resolve([tmp_path], spool_dir=spool)
+    os.utime(tmp_path / "a.csv", (1, 1))
+    second = resolve([tmp_path], spool_dir=spool)
+    assert first.files[0].stamp != second.files[0].stamp
+    assert first.fingerprint == second.fingerprint
+
+
+def test_unpacked_copy_is_watched_too(tmp_path: Path, spool: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    found = resolve([tmp_path / "a.parquet.gz"], spool_dir=spool)
+    copy = found.files[0].path
+    os.utime(copy, (1, 1))
+    found.ensure_unchanged()
+    copy.write_bytes(b"other")
+    with pytest.raises(InputError, match="changed"):
+        found.ensure_unchanged()
+
+
+@pytest.mark.parametrize("as_glob", [False, True])
+def test_output_and_what_stands_beside_it_are_no_input(tmp_path: Path, spool: Path, as_glob: bool) -> None:
+    write(tmp_path, "a.csv", "deep/b.csv", "notes.errors.jsonl", "deep/x.receipt.json")
+    ours = ["out.jsonl", "out.jsonl.receipt.json", "out.jsonl.errors.jsonl", "out.jsonl.vecmill.json"]
+    others = ["deep/old.npy.vecmill.json", "deep/old.npy", "deep/set.receipt.json", "deep/set/part.parquet"]
+    write(tmp_path, *ours, *others)
+    named = f"{tmp_path}/**" if as_glob else tmp_path
+    found = resolve([named], spool_dir=spool, exclude=tmp_path / "out.jsonl")
+    wanted = ["a.csv", "deep/b.csv", "deep/set/part.parquet", "deep/x.receipt.json", "notes.errors.jsonl"]
+    assert (names(found), found.skipped) == (wanted, ("deep/old.npy",))
+    (tmp_path / "out.jsonl").unlink()  # its companions are still no input
+    assert names(resolve([named], spool_dir=spool, exclude=tmp_path / "out.jsonl")) == wanted
+
+
+def test_output_that_is_a_folder_is_no_input(tmp_path: Path, spool: Path) -> None:
+    write(tmp_path, "a.csv", "out/part-1.parquet", "out/deep/x.csv", "outside.csv", "out.receipt.json")
+    (tmp_path / "link").symlink_to(tmp_path)
+    found = resolve([tmp_path / "link"], spool_dir=spool, exclude=tmp_path / "out")
+    assert (names(found), found.skipped) == (["a.csv", "outside.csv"], ())
+
+
+@pytest.mark.parametrize(
+    "named", ["out.jsonl", "link.jsonl", "out.jsonl.errors.jsonl", "set", "set/a.parquet"]
+)
+def test_output_named_as_input_is_refused(tmp_path: Path, spool: Path, named: str) -> None:
+    write(tmp_path, "out.jsonl", "out.jsonl.errors.jsonl", "set/a.parquet")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "out.jsonl")
+    output = tmp_path / ("set" if named.startswith("set") else "out.jsonl")
+    with pytest.raises(InputError, match="the output is one of the inputs; choose another -o"):
+        resolve([tmp_path / named], spool_dir=spool, exclude=output)
+
+
+def test_spool_folder_is_made_only_for_what_is_spooled(tmp_path: Path) -> None:
+    write(tmp_path, "in/a.csv")
+    resolve([tmp_path / "in"], spool_dir=tmp_path / "spool")
+    assert not (tmp_path / "spool").exists()
+
+
+class Stdin:
+    """Standard input that gives some bytes and then fails."""
+
+    def __init__(self, *pieces: bytes | BaseException) -> None:
+        self.buffer = self
+        self._pieces = list(pieces)
+
+    def read(self, _: int) -> bytes:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+
+def test_spool_that_cannot_be_written_is_a_write_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "file")
+    monkeypatch.setattr("sys.stdin", Stdin(b"text\n"))
+    with pytest.raises(WriteError, match=r"input cannot be copied: .* is a file"):
+        resolve(["-"], spool_dir=tmp_path / "file" / "input", format="csv")
+
+    class Full:
+        def before(self, operation: str, path: Path) -> None:
+            if operation == "fsync":
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        def after(self, operation: str, path: Path) -> None:
+            pass
+
+    monkeypatch.setattr("sys.stdin", Stdin(b"text\n"))
+    with pytest.raises(WriteError, match="No space left"), durable.watching(Full()):
+        resolve(["-"], spool_dir=tmp_path / "spool", format="csv")
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_standard_input_that_fails_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Stdin(b"text\n", OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(InputError, match="standard input cannot be read: Input/output error"):
+        resolve(["-"], spool_dir=tmp_path / "spool", format="csv")
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_interrupt_while_standard_input_is_read_passes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Stdin(b"text\n", KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        resolve(["-"], spool_dir=tmp_path / "spool", format="csv")
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
 def test_standard_input_needs_a_format(spool: Path) -> None:
     with pytest.raises(InputError, match="--format"):
         resolve(["-"], spool_dir=spool)
@@ -236,7 +374,15 @@ def test_urls_are_copied_to_the_spool_folder(
     assert names(found) == expected
     assert found.skipped == (("c.md",) if url == "memory://bucket" else ())
     assert all(file.path.parent == spool for file in found.files)
+    found.ensure_unchanged()
     assert scan(found).rows == (1,) * len(expected)
+
+
+def test_companions_of_a_remote_set_are_no_input(memory: fsspec.AbstractFileSystem, spool: Path) -> None:
+    for name in ("a.csv.receipt.json", "other.receipt.json", "deep.errors.jsonl"):
+        memory.pipe(f"/bucket/{name}", b"{}")
+    found = resolve(["memory://bucket"], spool_dir=spool)
+    assert names(found) == ["a.csv", "deep/b.csv.gz", "other.receipt.json"]
 
 
 @pytest.mark.parametrize("url", ["memory://bucket/nothing.csv", "memory://bucket/*.parquet"])
