@@ -1,7 +1,8 @@
 """Settings, and the only place that reads the environment.
 
 Order: argument, environment (`VECMILL_…`), `vecmill.toml`, default. `vecmill.toml` is read from the current
-directory and then from `VECMILL_HOME`; the first one that has a value gives it.
+directory and then from `VECMILL_HOME`; the first one that has a value gives it. A key it does not know is an
+error; the tables `[aliases]` and `[profiles]` are kept for later versions.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Settings:
         model: The model of commands that are given none.
         threads: Threads of local inference; 0 takes every core the process may use.
         confirm_above_usd: Ask before spending more, at a terminal only.
+
+    Paths may be given as strings.
     """
 
     home: Path
@@ -36,6 +39,10 @@ class Settings:
     model: str = "minilm"
     threads: int = 0
     confirm_above_usd: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("home", "cache_dir"):
+            object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
 
     @property
     def origins(self) -> dict[str, str]:
@@ -52,7 +59,7 @@ def load_settings(**arguments: Any) -> Settings:
     """Gather the settings; an argument that is None counts as not given.
 
     Raises:
-        ConfigError: A file cannot be read, or a value is not of its type.
+        ConfigError: A file cannot be read or has an unknown key, or a value is not of its type.
     """
     values: dict[str, Any] = {}
     for name, kind in _KINDS.items():
@@ -71,6 +78,9 @@ _KINDS: dict[str, type] = {
     "threads": int,
     "confirm_above_usd": float,
 }
+
+_RESERVED = ("aliases", "profiles")
+"""Tables of `vecmill.toml` that later versions read."""
 
 
 def _find(name: str) -> tuple[Any, str] | None:
@@ -94,16 +104,33 @@ def _files(*, with_home: bool) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    for name in table:
+        if name not in _KINDS and not (name in _RESERVED and isinstance(table[name], dict)):
+            raise ConfigError(f"{path}: {name!r} is no setting; known: {', '.join((*_KINDS, *_RESERVED))}")
+    return table
 
 
 def _convert(name: str, kind: type, value: Any, origin: str) -> Any:
+    wrong = isinstance(value, bool) or (kind is int and isinstance(value, float))
+    wrong = wrong or (kind in (str, Path) and not isinstance(value, str | Path))
     try:
-        return Path(value).expanduser() if kind is Path else kind(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} = {value!r} from {origin} is not {kind.__name__}") from error
+        converted = Path(value).expanduser() if kind is Path else kind(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ConfigError(f"{name} = {value!r} from {origin} is not {_WORDS[kind]}") from error
+    if wrong or (isinstance(converted, int | float) and not 0 <= converted < float("inf")):
+        raise ConfigError(f"{name} = {value!r} from {origin} is not {_WORDS[kind]}")
+    return converted
+
+
+_WORDS: dict[type, str] = {
+    Path: "a path",
+    str: "a text",
+    int: "a whole number of at least 0",
+    float: "a number of at least 0",
+}
 
 
 def _default(name: str) -> Any:

@@ -28,7 +28,8 @@ position, never by their text, and never shows a key.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import heapq
+from collections.abc import Callable, Iterable, Sequence
 
 
 class Error(Exception):
@@ -159,20 +160,70 @@ class JobError(Error):
     """A job cannot go on, or some of its rows failed; the message says how to resume."""
 
 
+_MANY = 2_000
+"""Of more names, such as a million ids, only `_COMPARED` are compared letter by letter, which is slow."""
+
+_COMPARED = 200
+
+_LONGEST = 200
+"""A name of more characters is compared with none."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Build the error for a name that is not known, with the closest known ones first.
+
+    Cost: a few passes over the names. Of more than 2,000 names only 200 are compared letter by letter: those
+    that share the most letters at the beginning, and at the end.
 
     Args:
         kind: What the name stands for, such as "model" or "column".
         name: What was asked for.
         known: Every name that would have been right.
     """
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    names = list(known)
+    if len(names) <= _MANY:
+        names = sorted(set(names))
+    close = difflib.get_close_matches(name, _similar(name, names), n=3, cutoff=0.5)
     if close:
         hint = f"did you mean {' or '.join(repr(c) for c in close)}?"
     elif names:
-        hint = f"known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+        hint = f"known: {', '.join(heapq.nsmallest(20, names))}{', …' if len(names) > 20 else ''}"
     else:
         hint = "none is known"
     return UnknownNameError(f"unknown {kind} {name!r}; {hint}")
+
+
+def _similar(name: str, names: Sequence[str]) -> list[str]:
+    """Return the names worth comparing, sorted: all of them, or of many those that begin or end alike."""
+    if len(name) > _LONGEST:
+        return []
+    if len(names) <= _MANY:
+        return [known for known in names if len(known) <= _LONGEST]
+    pool = [known for known in names if abs(len(known) - len(name)) <= 2]
+    return sorted({*_sharing(pool, _beginning, name), *_sharing(pool, _ending, name)})
+
+
+def _beginning(pool: Sequence[str], name: str, letters: int) -> list[str]:
+    part = name[:letters]
+    return [known for known in pool if known.startswith(part)]
+
+
+def _ending(pool: Sequence[str], name: str, letters: int) -> list[str]:
+    part = name[-letters:]
+    return [known for known in pool if known.endswith(part)]
+
+
+def _sharing(
+    pool: Sequence[str], sharing: Callable[[Sequence[str], str, int], list[str]], name: str
+) -> list[str]:
+    """Return names that share the most letters, found by halving the number of letters again and again."""
+    wanted, near = _COMPARED // 2, list[str]()
+    least, most = 0, len(name) + 1
+    while len(pool) > wanted and most - least > 1:
+        letters = (least + most) // 2
+        found = sharing(pool, name, letters)
+        if len(found) > wanted:
+            least, pool = letters, found
+        else:
+            most, near = letters, found
+    return [*near, *pool[:wanted]][:wanted]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from vecmill.core.errors import unknown_name
+
+E = TypeVar("E", bound=StrEnum)
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 """(n, d) float32, C order."""
@@ -61,6 +65,23 @@ class EmptyText(StrEnum):
     ERROR = "error"
     SKIP = "skip"
     EMBED = "embed"
+
+
+def choice(kind: type[E], value: str, what: str) -> E:
+    """Return the member of an enumeration that a caller named.
+
+    Args:
+        kind: The enumeration.
+        value: A member, or its value.
+        what: What it is called in the message, such as "long_text".
+
+    Raises:
+        UnknownNameError: There is no such member; the message lists close ones.
+    """
+    known = [member.value for member in kind]
+    if value not in known:
+        raise unknown_name(what, str(value), known)
+    return kind(value)
 
 
 @dataclass(frozen=True, slots=True)
