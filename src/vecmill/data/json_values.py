@@ -9,7 +9,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vecmill.core.errors import CorruptFileError, Error, InputError
@@ -22,13 +22,18 @@ _STEP = 1 << 20
 class Lenient:
     """A JSON parser that keeps integers exact and takes NaN and Infinity.
 
+    Args:
+        literal: Keys of a record whose decimal numbers are returned as the text that stands there ("1.50").
+
     Attributes:
         constants: How many NaN and Infinity were met.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, literal: Sequence[str] = ()) -> None:
         self.constants = 0
+        self._literal = literal
         self._decoder = json.JSONDecoder(parse_float=_float, parse_constant=self._constant)
+        self._exact = json.JSONDecoder(parse_float=str, parse_constant=lambda _: math.nan)
 
     def loads(self, text: str) -> Any:
         """Parse one value.
@@ -36,11 +41,22 @@ class Lenient:
         Raises:
             ValueError: It is not JSON.
         """
-        return self._decoder.decode(text)
+        value = self._decoder.decode(text)
+        return self._as_written(value, self._exact.decode(text)) if self.wants(value) else value
 
     def parse_at(self, text: str, position: int) -> tuple[Any, int]:
         """Parse the value that begins at a position; return it and where it ends."""
-        return self._decoder.raw_decode(text, position)
+        value, end = self._decoder.raw_decode(text, position)
+        if self.wants(value):
+            value = self._as_written(value, self._exact.raw_decode(text, position)[0])
+        return value, end
+
+    def wants(self, value: Any) -> bool:
+        """Whether a value is a record with a number whose text was asked for."""
+        return type(value) is dict and any(type(value.get(name)) is float for name in self._literal)
+
+    def _as_written(self, value: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
+        return value | {name: exact[name] for name in self._literal if type(value.get(name)) is float}
 
     def _constant(self, _: str) -> float:
         self.constants += 1

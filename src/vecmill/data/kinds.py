@@ -120,10 +120,14 @@ class Cells:
     exact: bool = True
     decimals: set[int] = field(default_factory=set)
     padded: bool = False  # a number ended in zeros after the point, as in 1.10
+    as_text: bool = False  # take every cell as it is written
 
     def add(self, cells: pa.Array) -> None:
         """Take the next cells into account. Costs nothing once the column is known to be text."""
         if self.kind == "string":
+            return
+        if self.as_text:
+            self.kind = "null" if cells.null_count == len(cells) else "string"
             return
         cells = cells.drop_null().unique()  # every question below is about all or any, so once each will do
         if len(cells) == 0:
@@ -285,6 +289,23 @@ def _without_halves(value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_halves(k): _without_halves(v) for k, v in value.items()}
     return value
+
+
+def plain_texts(column: pa.Array) -> list[str | None]:
+    """Return values as people write them: 5 and not 5.0, true, ISO dates, JSON for lists and objects."""
+    if pa.types.is_string(column.type):
+        return list(column.to_pylist())
+    return [None if value is None else _plain_text(value) for value in column.to_pylist()]
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)
+    if isinstance(value, (list, dict, bool)):
+        return json_text(value)
+    return str(value)
 
 
 def type_name(value: Any) -> str:

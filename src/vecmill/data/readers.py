@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -58,6 +58,7 @@ def scan(
     sources: Sources,
     *,
     text_columns: Sequence[str] = (),
+    template_columns: Sequence[str] = (),
     options: ReadOptions = _DEFAULTS,
     limit: int | None = None,
 ) -> Scan:
@@ -69,8 +70,9 @@ def scan(
     Args:
         sources: What to read.
         text_columns: Columns that hold the text as they are (`--text`): read as string, never as a number.
-            A dotted path into objects ("doc.text") becomes a column of that name. Columns that a template
-            merely mentions do not belong here.
+            A dotted path into objects ("doc.text") becomes a column of that name.
+        template_columns: Columns a template mentions (`template.template_columns`): those of text files and
+            JSON are read as strings, as they are written; any other type is kept. One may be missing.
         options: How the files are written.
         limit: Look at the first `limit` rows of all files together only.
 
@@ -83,7 +85,7 @@ def scan(
     surveys: list[tuple[Table, Survey]] = []
     left = limit
     for source in sources.files:
-        table = _table(source, options, text_columns)
+        table = _table(source, options, text_columns, template_columns)
         with _named(source):
             survey = table.survey(left)
         surveys.append((table, survey))
@@ -100,7 +102,8 @@ def scan(
         for name, kind in kinds.items()
         if pa.types.is_string(schema.field(name).type) and (is_text(kind.type) or not any(rows))
     ]
-    return Scan(schema, rows, tuple(candidates), _notices(surveys, kinds, text_columns))
+    as_text = {*text_columns, *template_columns}
+    return Scan(schema, rows, tuple(candidates), _notices(surveys, kinds, as_text))
 
 
 def batches(
@@ -108,6 +111,7 @@ def batches(
     scan: Scan,
     *,
     text_columns: Sequence[str] = (),
+    template_columns: Sequence[str] = (),
     options: ReadOptions = _DEFAULTS,
     batch_rows: int = 2048,
     limit: int | None = None,
@@ -120,6 +124,7 @@ def batches(
         sources: The sources that were scanned.
         scan: What `scan` returned for them.
         text_columns: As given to `scan`.
+        template_columns: As given to `scan`.
         options: As given to `scan`.
         batch_rows: Rows per batch, at least 1.
         limit: Stop after this many rows of all files together.
@@ -137,7 +142,7 @@ def batches(
         wanted = expected if left is None else min(expected, left)
         if wanted == 0:
             continue
-        table = _table(source, options, text_columns)
+        table = _table(source, options, text_columns, template_columns)
         first = 0
         source.ensure_unchanged()
         parts = rechunked(limited(table.parts(scan.schema, wanted), wanted), batch_rows)
@@ -163,11 +168,13 @@ def _next(parts: Iterator[Part], source: Source) -> Part | None:
         raise
 
 
-def _table(source: Source, options: ReadOptions, text_columns: Sequence[str]) -> Table:
+def _table(
+    source: Source, options: ReadOptions, text_columns: Sequence[str], template_columns: Sequence[str]
+) -> Table:
     if source.format in ("csv", "tsv"):
         from vecmill.data.readers_csv import CsvTable
 
-        return CsvTable(source, options)
+        return CsvTable(source, options, {*text_columns, *template_columns})
     if source.format == "txt":
         from vecmill.data.readers_txt import TxtTable
 
@@ -175,10 +182,12 @@ def _table(source: Source, options: ReadOptions, text_columns: Sequence[str]) ->
     if source.format in ("json", "jsonl"):
         from vecmill.data.readers_json import JsonTable
 
-        return JsonTable(source, options, text_columns)
+        return JsonTable(source, options, text_columns, template_columns)
     from vecmill.data.readers_arrow import ArrowTable, ParquetTable
 
-    return (ParquetTable if source.format == "parquet" else ArrowTable)(source, text_columns)
+    return (ParquetTable if source.format == "parquet" else ArrowTable)(
+        source, text_columns, template_columns
+    )
 
 
 @contextmanager
@@ -214,10 +223,10 @@ def _unified_column(name: str, kinds: Sequence[tuple[Table, Kind]]) -> Kind:
 
 
 def _notices(
-    surveys: Sequence[tuple[Table, Survey]], kinds: dict[str, Kind], text_columns: Sequence[str]
+    surveys: Sequence[tuple[Table, Survey]], kinds: dict[str, Kind], as_text: Collection[str]
 ) -> tuple[Notice, ...]:
     notices = [notice for _, survey in surveys for notice in survey.notices]
-    mixed = [name for name, kind in kinds.items() if kind.mixed and name not in text_columns]
+    mixed = [name for name, kind in kinds.items() if kind.mixed and name not in as_text]
     if mixed:
         notices.append(
             Notice(

@@ -13,7 +13,7 @@ from pyarrow import ipc
 from vecmill.core.errors import CorruptFileError, Error, InputError
 from vecmill.core.events import Notice
 from vecmill.data.encodings import damaged
-from vecmill.data.kinds import MAX_EXACT_INT, STRING, Kind, cast_values, field_at, is_text, plain
+from vecmill.data.kinds import MAX_EXACT_INT, STRING, Kind, cast_values, field_at, is_text, plain, plain_texts
 from vecmill.data.sources import Source
 from vecmill.data.tables import Part, Survey, doubled
 
@@ -27,9 +27,10 @@ _NO_END = "{}: the Arrow stream has no end mark; if it was cut short, its last r
 class TypedTable:
     """What Parquet and Arrow have in common: types are known, texts must be texts."""
 
-    def __init__(self, source: Source, text_columns: Sequence[str]) -> None:
+    def __init__(self, source: Source, text_columns: Sequence[str], template_columns: Sequence[str]) -> None:
         self._source = source
         self._text_columns = text_columns
+        self._template_columns = frozenset(template_columns)
 
     def parts(self, schema: pa.Schema, limit: int) -> Iterator[Part]:
         """Yield the rows in the given schema."""
@@ -88,6 +89,8 @@ class TypedTable:
                 column = pc.struct_field(column, part)
         else:
             return pa.nulls(batch.num_rows, kind)
+        if name in self._template_columns and pa.types.is_string(kind) and not is_text(column.type):
+            return pa.array(plain_texts(cast_values(column, plain(column.type))), kind)
         return cast_values(column, kind)
 
     @contextmanager

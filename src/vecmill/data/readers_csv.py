@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
@@ -32,9 +32,10 @@ class CsvTable:
     An empty cell is null, a quoted empty cell ("") an empty text. Empty lines are passed over.
     """
 
-    def __init__(self, source: Source, options: ReadOptions) -> None:
+    def __init__(self, source: Source, options: ReadOptions, as_text: Collection[str]) -> None:
         self._source = source
         self._options = options
+        self._as_text = as_text
         self._delimiter = options.delimiter or ("\t" if source.format == "tsv" else ",")
         self._notices: list[Notice] = []
 
@@ -47,7 +48,7 @@ class CsvTable:
         self._notices = []
         with utf8_file(self._source, self._options.encoding) as file:
             for names, batch in self._read(file):
-                cells = cells or [Cells() for _ in names]
+                cells = cells or [Cells(as_text=name in self._as_text) for name in names]
                 if limit is not None and rows + batch.num_rows > limit:
                     batch = batch.slice(0, limit - rows)
                 for column, learner in zip(batch.columns, cells, strict=True):

@@ -25,16 +25,23 @@ Columns = dict[str, Sequence[Any]]
 class JsonTable:
     """One file of JSON lines, or one document: an array of objects or strings, or an object of columns."""
 
-    def __init__(self, source: Source, options: ReadOptions, text_columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        options: ReadOptions,
+        text_columns: Sequence[str],
+        template_columns: Sequence[str],
+    ) -> None:
         self._source = source
         self._options = options
         self._text_columns = text_columns
-        self._lenient = Lenient()
+        self._template_columns = tuple(name for name in template_columns if name not in text_columns)
+        self._lenient = Lenient(self._template_columns)
         self._notices: list[Notice] = []
 
     def survey(self, limit: int | None) -> Survey:
         """Read all records and find the kind of every column."""
-        self._lenient, self._notices = Lenient(), []
+        self._lenient, self._notices = Lenient(self._template_columns), []
         learners: dict[str, Values] = {}
         paths: set[str] = set()
         rows = 0
@@ -54,6 +61,10 @@ class JsonTable:
         if self._lenient.constants:
             self._note("nan_as_null", f"{self._lenient.constants} values are NaN or Infinity, read as null")
         kinds = {name: learner.result() for name, learner in learners.items()}
+        for name in kinds.keys() & set(self._template_columns):
+            kind = kinds[name].type
+            if not (pa.types.is_nested(kind) or pa.types.is_null(kind)):
+                kinds[name] = STRING
         kinds |= {path: STRING for path in self._text_columns if path in paths and path not in kinds}
         return Survey(rows, kinds, tuple(self._notices))
 
@@ -171,7 +182,8 @@ class JsonTable:
 
     def _parsed(self, file: Utf8File, line: bytes, number: int, ended: bool) -> Any:
         try:
-            return orjson.loads(line)
+            value = orjson.loads(line)
+            return self._lenient.loads(line.decode()) if self._lenient.wants(value) else value
         except orjson.JSONDecodeError:
             pass  # perhaps NaN, a half surrogate or 1e400: the slower parser takes them
         try:

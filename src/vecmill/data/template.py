@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vecmill.core.errors import InputError, unknown_name
-from vecmill.data.kinds import field_at, json_text
+from vecmill.data.kinds import field_at, plain_texts
 
 
 class _HasSchema(Protocol):
@@ -63,7 +63,7 @@ class Template:
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """Return nothing: a template takes numbers and dates as they are written."""
+        """Return nothing: a template takes numbers too; `template_columns` names what it mentions."""
         return ()
 
     def describe(self) -> str:
@@ -71,12 +71,15 @@ class Template:
         return self.source
 
     def texts(self, batch: pa.RecordBatch) -> list[str | None]:
-        """Return the text of every row; a null value counts as empty, a row of nothing but nulls is None.
+        """Return the text of every row; a null value counts as empty.
+
+        A row of nothing but nulls is None. One of nothing but nulls and blanks has no text either, whatever
+        the literal pieces say: it is "".
 
         Raises:
             UnknownNameError: The batch lacks a column.
         """
-        columns = [_plain(_values(batch, name)) for name in self.columns]
+        columns = [plain_texts(_values(batch, name)) for name in self.columns]
         if not columns:
             return [self.literals[0]] * batch.num_rows
         texts: list[str | None] = []
@@ -84,10 +87,11 @@ class Template:
             if all(value is None for value in row):
                 texts.append(None)
                 continue
+            values = [(value or "").strip() for value in row]
             pieces = [self.literals[0]]
-            for value, literal in zip(row, self.literals[1:], strict=True):
-                pieces += ((value or "").strip(), literal)
-            texts.append("".join(pieces))
+            for value, literal in zip(values, self.literals[1:], strict=True):
+                pieces += (value, literal)
+            texts.append("".join(pieces) if any(values) else "")
         return texts
 
 
@@ -133,6 +137,15 @@ def parse_template(template: str) -> Template:
             f"template {template!r} names no column; write a column's name in braces, as in '{{text}}'"
         )
     return Template(template, tuple(literals), tuple(columns))
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Return the columns a template mentions, each once: what `readers.scan` is to be told.
+
+    Raises:
+        InputError: As `parse_template`.
+    """
+    return tuple(dict.fromkeys(parse_template(template).columns))
 
 
 def choose_text(scan: _HasSchema, *, text: str | None, template: str | None) -> TextColumn | Template:
@@ -202,20 +215,3 @@ def _values(batch: pa.RecordBatch, path: str) -> pa.Array:
     for name in rest:
         column = pc.struct_field(column, name)
     return column
-
-
-def _plain(column: pa.Array) -> list[str | None]:
-    """Return values as people write them: 5 and not 5.0, true, ISO dates, JSON for lists and objects."""
-    if pa.types.is_string(column.type):
-        return list(column.to_pylist())
-    return [None if value is None else _plain_value(value) for value in column.to_pylist()]
-
-
-def _plain_value(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)
-    if isinstance(value, (list, dict, bool)):
-        return json_text(value)
-    return str(value)

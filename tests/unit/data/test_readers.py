@@ -17,6 +17,7 @@ from pyarrow import ipc
 from vecmill.core.errors import CorruptFileError, InputError, UnknownNameError
 from vecmill.data.readers import FileBatch, ReadOptions, Scan, batches, scan
 from vecmill.data.sources import resolve
+from vecmill.data.template import parse_template, template_columns
 
 
 def read(
@@ -26,7 +27,7 @@ def read(
     batch_rows: int = 2048,
     **options: Any,
 ) -> tuple[Scan, list[FileBatch]]:
-    text_columns = options.pop("text_columns", ())
+    named = {key: options.pop(key, ()) for key in ("text_columns", "template_columns")}
     paths = []
     for name, content in files:
         path = tmp_path / name
@@ -34,10 +35,8 @@ def read(
         paths.append(path)
     sources = resolve(paths, spool_dir=tmp_path / "spool")
     chosen = ReadOptions(**options)
-    found = scan(sources, text_columns=text_columns, options=chosen, limit=limit)
-    parts = list(
-        batches(sources, found, text_columns=text_columns, options=chosen, batch_rows=batch_rows, limit=limit)
-    )
+    found = scan(sources, **named, options=chosen, limit=limit)
+    parts = list(batches(sources, found, **named, options=chosen, batch_rows=batch_rows, limit=limit))
     for part in parts:
         assert part.batch.schema.equals(found.schema)
         part.batch.validate(full=True)
@@ -302,6 +301,77 @@ def test_nul_bytes_are_text(tmp_path: Path) -> None:
     ]:
         _, parts = read(tmp_path, (name, content))
         assert table(parts) == {"text": ["a\0b"]}
+
+
+# columns a template mentions
+
+
+def made(template: str, tmp_path: Path, *files: tuple[str, bytes | str]) -> list[str | None]:
+    """The texts a template makes of files."""
+    _, parts = read(tmp_path, *files, template_columns=template_columns(template))
+    assert not any(part.bad_texts for part in parts)
+    return [text for part in parts for text in parse_template(template).texts(part.batch)]
+
+
+CELLS = ["1.50", "2", "TRUE", "007", "1e3", "9007199254740993", ""]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+def test_template_says_what_the_cell_says(tmp_path: Path, name: str, cell: str) -> None:
+    separator = "\t" if "tsv" in name else ","
+    content = f"x{separator}y\n{cell}{separator}a\n".encode()
+    file = (name, gzip.compress(content) if name.endswith("gz") else content)
+    assert made("{x}|{y}", tmp_path, file) == [f"{cell}|a"]
+
+
+def test_template_says_what_the_cell_says_whatever_other_files_hold(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [5.0, 2.25], "y": ["p", "q"]}), tmp_path / "w.parquet")
+    files = [
+        ("a.csv", "x,y\n" + "".join(f"{cell},a\n" for cell in CELLS)),
+        ("b.parquet", (tmp_path / "w.parquet").read_bytes()),
+        ("c.jsonl", '{"x": 1.50, "y": "l"}\n{"x": 3, "y": "l"}\n{"x": true, "y": "l"}\n'),
+    ]
+    wanted = [f"{cell}|a" for cell in CELLS] + ["5|p", "2.25|q", "1.50|l", "3|l", "true|l"]
+    assert made("{x}|{y}", tmp_path, *files) == wanted
+    found, _ = read(tmp_path, *files, template_columns=["x"])
+    assert types(found)["x"] == "string"
+    assert found.notices == ()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_template_keeps_json_numbers_as_written_and_other_types(tmp_path: Path, name: str) -> None:
+    values = ["1.50", "7", "1e3", "null", "NaN", "1e400", "36893488147419103232", "-0.0"]
+    rows = [f'{{"x": {v}, "n": 1.50, "l": [1, 2.5], "o": {{"p": 4.0}}}}' for v in values]
+    content = "\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]"
+    written = ["1.50", "7", "1e3", "", "", "1e400", "36893488147419103232", "-0.0"]
+    texts = made("{x} {l} {o.p}", tmp_path, (name, content))
+    assert texts == [f"{v} [1.0,2.5] 4" for v in written]
+    found, parts = read(tmp_path, (name, content), template_columns=["x", "l", "o.p"])
+    assert types(found) == {
+        "x": "string",
+        "n": "double",
+        "l": "list<item: double>",
+        "o": "struct<p: double>",
+    }
+    assert table(parts)["n"] == [1.5] * len(values)
+
+
+def test_template_over_columns_of_json_takes_numbers(tmp_path: Path) -> None:
+    content = '{"x": [1.5, 2, null], "y": [1, 2, 3]}'
+    assert made("{x}/{y}", tmp_path, ("a.json", content)) == ["1.5/1", "2/2", "/3"]
+
+
+def test_typed_columns_keep_their_types_in_a_template(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [5.0, None], "n": [1, 2]}), tmp_path / "w.parquet")
+    file = ("a.parquet", (tmp_path / "w.parquet").read_bytes())
+    assert made("{x}/{n}", tmp_path, file) == ["5/1", "/2"]
+    assert types(read(tmp_path, file, template_columns=["x", "n"])[0]) == {"x": "double", "n": "int64"}
+
+
+def test_column_of_a_template_may_be_missing_for_the_chooser_to_tell(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, ("a.csv", "x\n1\n"), template_columns=["X"])
+    assert types(found) == {"x": "int64"}
 
 
 # txt

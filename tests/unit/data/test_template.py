@@ -9,7 +9,7 @@ import pytest
 
 from vecmill.core.errors import InputError, UnknownNameError
 from vecmill.data.readers import Scan
-from vecmill.data.template import Template, TextColumn, choose_text, parse_template
+from vecmill.data.template import Template, TextColumn, choose_text, parse_template, template_columns
 
 BATCH = pa.record_batch(
     {
@@ -33,7 +33,7 @@ def scan_of(batch: pa.RecordBatch = BATCH) -> Scan:
 @pytest.mark.parametrize(
     ("template", "texts"),
     [
-        ("T: {Summary}; C: {Text}", ["T: Good; C: tasty", "T: ; C: plain", None, "T: ; C: "]),
+        ("T: {Summary}; C: {Text}", ["T: Good; C: tasty", "T: ; C: plain", None, ""]),
         ("{Score}/{price}", ["5/4", "/2.5", None, "3/1e+300"]),
         ("{ok} {day}", ["true 2024-01-02", "false ", None, None]),
         ("{doc.text} {doc.tags}", ['in ["a","b"]', None, None, None]),
@@ -45,6 +45,17 @@ def test_template_joins_trimmed_values(template: str, texts: list[str | None]) -
     made = parse_template(template)
     assert made.texts(BATCH) == texts
     assert made.describe() == template
+
+
+def test_row_of_blanks_has_an_empty_text_and_one_of_nulls_none() -> None:
+    batch = pa.record_batch({"a": ["", " \n", None, None, "x"], "b": [None, "\t", "", None, " "]})
+    assert parse_template("A: {a}, B: {b}.").texts(batch) == ["", "", "", None, "A: x, B: ."]
+
+
+def test_columns_of_a_template_are_named_once() -> None:
+    assert template_columns("{b} {{x}} {a.c}{b}") == ("b", "a.c")
+    with pytest.raises(InputError, match="character 1"):
+        template_columns("{b")
 
 
 def test_batch_is_not_changed_and_slices_work() -> None:
