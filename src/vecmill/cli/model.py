@@ -11,6 +11,7 @@ import click
 from vecmill.cli.output import emit, say, table, tell
 from vecmill.core.config import load_settings
 from vecmill.core.space import short
+from vecmill.embedder.background import run_sync
 
 
 @click.group()
@@ -28,10 +29,11 @@ def list_(as_json: bool) -> None:
     if as_json:
         emit([asdict(known) for known in models])
         return
-    header = ("name", "dimensions", "tokens", "languages", "origin", "what it is")
+    header = ("name", "also", "dimensions", "tokens", "languages", "origin", "what it is")
     rows = [
         (
             known.name,
+            " ".join(known.aliases),
             str(known.dimensions or ""),
             str(known.max_tokens or ""),
             " ".join(known.languages),
@@ -40,7 +42,7 @@ def list_(as_json: bool) -> None:
         )
         for known in models
     ]
-    say(*table(rows, header, right=frozenset({1, 2})))
+    say(*table(rows, header, right=frozenset({2, 3})))
 
 
 @model.command()
@@ -49,8 +51,16 @@ def list_(as_json: bool) -> None:
 @click.option("--precision", type=click.Choice(["float32", "int8"]), help="What it computes in.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(name: str, device: str | None, precision: str | None, as_json: bool) -> None:
-    """Open MODEL and show what it says about itself."""
-    described = asyncio.run(_describe(name, device, precision))
+    """Open MODEL and show what it says about itself.
+
+    MODEL is a name of `vecmill model list`, provider:model, or a folder. A listed name wins over a folder
+    of the same name here, which is then meant by ./NAME.
+    """
+    from vecmill.models.resolve import shadowed_folder
+
+    described = run_sync(_describe(name, device, precision))
+    if (folder := shadowed_folder(name)) is not None:
+        tell(f"note: {name} is a name of `vecmill model list`; the folder here is meant by ./{folder}")
     if as_json:
         emit(described)
         return

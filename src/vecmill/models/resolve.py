@@ -1,7 +1,8 @@
 """What a model is called, and how the name becomes an open provider.
 
-A specification is "provider:model", a path (it begins with "./", "../", "/" or "~", or is an existing
-folder), a name of the catalogue, or a name registered with `vecmill model register`.
+A specification is a name of the catalogue, a name registered with `vecmill model register`,
+"provider:model", or a path. A path begins with "./", "../", "/" or "~"; any other existing folder may be
+named without that, unless its name is one of the others: these win.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class KnownModel:
     dimensions: int | None = None
     max_tokens: int | None = None
     languages: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 def open_model(
@@ -72,23 +74,43 @@ def canonical(spec: str, settings: Settings) -> str:
     Raises:
         UnknownNameError: No model of that name.
     """
-    if spec.startswith(("./", "../", "/", "~")) or Path(spec).is_dir():
-        return f"local:{Path(spec).expanduser().resolve()}"
-    registered = _registered(settings)
+    return _canonical(spec, settings, _registered(settings))
+
+
+def _canonical(spec: str, settings: Settings, registered: dict[str, str]) -> str:
+    if _is_path(spec):
+        return _local(spec)
+    if (known := catalog.entry(spec)) is not None:
+        return known.spec
     if spec in registered:
-        return canonical(registered[spec], settings)
+        others = {name: stands for name, stands in registered.items() if name != spec}
+        return _canonical(registered[spec], settings, others)
+    if Path(spec).is_dir():
+        return _local(spec)
     provider, colon, name = spec.partition(":")
-    if colon and provider in registry.names("providers"):
-        if provider == "local" and catalog.entry(spec) is None:
-            folder = Path(name).expanduser()
-            if not folder.is_dir():
-                raise unknown_name("local model or folder", name, _names(settings))
-            return f"local:{folder.resolve()}"
-        return spec
-    known = catalog.entry(spec)
-    if known is None:
+    if not colon or provider not in registry.names("providers"):
         raise unknown_name("model", spec, _names(settings))
-    return known.spec
+    if provider != "local":
+        return spec
+    if not Path(name).expanduser().is_dir():
+        raise unknown_name("local model or folder", name, _names(settings))
+    return _local(name)
+
+
+def shadowed_folder(spec: str, settings: Settings | None = None) -> Path | None:
+    """Return the folder of this very name that is not meant, because the name stands for another model."""
+    if _is_path(spec) or not Path(spec).is_dir():
+        return None
+    named = catalog.entry(spec) is not None or spec in _registered(settings or load_settings())
+    return Path(spec) if named else None
+
+
+def _is_path(spec: str) -> bool:
+    return spec.startswith(("./", "../", "/", "~")) or spec in (".", "..")
+
+
+def _local(folder: str) -> str:
+    return f"local:{Path(folder).expanduser().resolve()}"
 
 
 def known_models(settings: Settings | None = None) -> list[KnownModel]:
@@ -103,6 +125,7 @@ def known_models(settings: Settings | None = None) -> list[KnownModel]:
             entry.dimensions,
             entry.max_tokens,
             entry.languages,
+            entry.aliases,
         )
         for entry in catalog.entries()
     ]
@@ -144,4 +167,4 @@ def _registered(settings: Settings) -> dict[str, str]:
 
 
 def _names(settings: Settings) -> list[str]:
-    return [model.name for model in known_models(settings)]
+    return [name for model in known_models(settings) for name in (model.name, *model.aliases)]
