@@ -20,7 +20,7 @@ from vecmill.core.errors import (
     unknown_name,
 )
 from vecmill.core.space import ensure_comparable
-from vecmill.core.types import Hit, Metric, Neighbors, Vectors
+from vecmill.core.types import Hit, IntArray, Metric, Vectors, choice
 from vecmill.core.vectors import check
 from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.embedder.background import run_sync
@@ -153,7 +153,11 @@ async def search_many(
     else:
         vectors, model, space = await _embedded(found, texts, asked)
     labels: list[str | None] = [None] * len(vectors) if texts is None else [*texts]
-    return await asyncio.to_thread(_answer, found, vectors, labels, model, space, asked)
+
+    def answer() -> list[SearchResult]:
+        return _results(found, _nearest(found, vectors, asked), labels, model, space, asked)
+
+    return await asyncio.to_thread(answer)
 
 
 async def similar_async(source: Searchable, id: str, **options: Unpack[SearchKeywords]) -> SearchResult:  # noqa: A002 - as above
@@ -182,9 +186,12 @@ async def similar_async(source: Searchable, id: str, **options: Unpack[SearchKey
     rest = replace(found, vectors=found.vectors[others], rows=found.rows[others])
     made = found.manifest
     model, space = (None, None) if made is None else (made.model, made.space)
-    labels: list[str | None] = [None] * len(own)
-    results = await asyncio.to_thread(_answer, rest, found.vectors[own], labels, model, space, asked)
-    return _merged(results, asked.k)
+
+    def answer() -> SearchResult:
+        near = _merged(_nearest(rest, found.vectors[own], asked), asked.k)
+        return _results(found, [near], [None], model, space, asked)[0]
+
+    return await asyncio.to_thread(answer)
 
 
 def _options(given: SearchKeywords) -> SearchOptions:
@@ -194,9 +201,7 @@ def _options(given: SearchKeywords) -> SearchOptions:
     asked = SearchOptions(**given)
     if asked.k < 1:
         raise InputError(f"k is {asked.k}: it must be at least 1")
-    if asked.metric not in list(Metric):
-        raise unknown_name("metric", str(asked.metric), [known.value for known in Metric])
-    return asked
+    return replace(asked, metric=choice(Metric, asked.metric, "metric"))
 
 
 def _one_vector(query: npt.ArrayLike) -> Vectors:
@@ -259,10 +264,11 @@ def _embedder(found: VectorSet, asked: SearchOptions) -> AsyncEmbedder:
     manifest = found.manifest
     if manifest is None:
         if asked.model is None:
-            names = ", ".join(model.name for model in known_models(settings))
+            names = ", ".join(known.name for known in known_models(settings))
             raise InputError(
-                f"{found.path} does not say which model made its vectors: name the model with -m (model= in "
-                f"Python) to search it by text, or search it by a vector; known here: {names}"
+                f"{found.path} does not say which model made its column {found.vector_column!r}: name the "
+                f"model with -m (model= in Python) to search it by text, or search it by a vector; "
+                f"known here: {names}"
             )
         return AsyncEmbedder(asked.model, settings=settings)
     if asked.model is not None and canonical(asked.model, settings) != manifest.model:
@@ -284,43 +290,70 @@ def _ensure_width(found: VectorSet, dimensions: int, who: str) -> None:
         )
 
 
-def _answer(
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """What one query found: (m,) rows of the set, nearest first, and their distances."""
+
+    rows: IntArray
+    distances: npt.NDArray[np.float32]
+
+
+def _nearest(found: VectorSet, vectors: Vectors, asked: SearchOptions) -> list[_Near]:
+    """Find the rows nearest to each query that pass the thresholds."""
+    metric = Metric(asked.metric)
+    if not len(found.vectors):
+        return [_Near(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in vectors]
+    near = ExactIndex(found.vectors, metric=metric).search(vectors, asked.k)
+    kept = [_within(distances, metric, asked) for distances in near.distances]
+    return [
+        _Near(found.rows[near.rows[query, :count]], near.distances[query, :count])
+        for query, count in enumerate(kept)
+    ]
+
+
+def _merged(near: list[_Near], k: int) -> _Near:
+    """Put the answers of an item's several vectors together: each row once, at its least distance."""
+    rows = np.concatenate([one.rows for one in near])
+    distances = np.concatenate([one.distances for one in near])
+    order = np.lexsort((rows, distances))
+    _, first = np.unique(rows[order], return_index=True)
+    best = order[np.sort(first)][:k]
+    return _Near(rows[best], distances[best])
+
+
+def _results(
     found: VectorSet,
-    vectors: Vectors,
+    near: list[_Near],
     labels: Sequence[str | None],
     model: str | None,
     space: str | None,
     asked: SearchOptions,
 ) -> list[SearchResult]:
+    """Fetch what the hits carry, in one pass over the set, and lay them out."""
     metric = Metric(asked.metric)
-    if len(found.vectors):
-        near = ExactIndex(found.vectors, metric=metric).search(vectors, asked.k)
-    else:
-        nothing = (len(vectors), 0)
-        near = Neighbors(np.empty(nothing, np.int64), np.empty(nothing, np.float32), complete=False)
-    kept = [_within(distances, metric, asked) for distances in near.distances]
-    rows = [found.rows[near.rows[query, :count]] for query, count in enumerate(kept)]
-    carried = iter(_carried(found, np.concatenate(rows), asked) if rows else ())
+    carried = iter(_carried(found, np.concatenate([one.rows for one in near]), asked) if near else ())
     return [
         SearchResult(
-            query=labels[query],
+            query=label,
             model=model,
             space=space,
-            complete=count == asked.k,
+            complete=len(one.rows) == asked.k,
             metric=metric.value,
             hits=tuple(
                 Hit(
-                    rank=rank + 1,
-                    id=found.ids[rows[query][rank]],
-                    distance=float(near.distances[query, rank]),
-                    similarity=_similarity(float(near.distances[query, rank]), metric),
+                    rank=rank,
+                    id=found.ids[row],
+                    distance=distance,
+                    similarity=_similarity(distance, metric),
                     text=text,
                     columns=columns,
                 )
-                for rank, (text, columns) in zip(range(count), carried, strict=False)
+                for rank, (row, distance, (text, columns)) in enumerate(
+                    zip(one.rows.tolist(), one.distances.tolist(), carried, strict=False), 1
+                )
             ),
         )
-        for query, count in enumerate(kept)
+        for label, one in zip(labels, near, strict=True)
     ]
 
 
@@ -360,17 +393,3 @@ def _similarity(distance: float, metric: Metric) -> float:
             return -distance
         case Metric.EUCLIDEAN:
             return 1.0 / (1.0 + distance)
-
-
-def _merged(results: list[SearchResult], k: int) -> SearchResult:
-    """Put the answers of an item's several vectors together: each hit once, at its least distance."""
-    if len(results) == 1:
-        return results[0]
-    best: dict[tuple[str, str], Hit] = {}
-    for hit in (hit for result in results for hit in result.hits):
-        key = (hit.id, str(hit.columns.get("chunk", "")))
-        if key not in best or hit.distance < best[key].distance:
-            best[key] = hit
-    nearest = sorted(best.values(), key=lambda hit: hit.distance)[:k]
-    hits = tuple(replace(hit, rank=rank) for rank, hit in enumerate(nearest, 1))
-    return replace(results[0], complete=len(hits) == k, hits=hits)

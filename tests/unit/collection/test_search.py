@@ -169,6 +169,37 @@ def test_an_item_of_several_chunks_finds_each_neighbour_once(tmp_path: Path) -> 
     assert result.hits[0].distance == pytest.approx(0)
 
 
+def chunked(path: Path) -> Path:
+    """Two items of two chunks each, "long" and "far", and two items of one id."""
+    vectors = [[1, 0, 0], [0, 1, 0], [0.9, 0.1, 0], [0.1, 0.9, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    table = pa.table(
+        {
+            "id": ["long", "long", "far", "far", "one", "one"],
+            "chunk": pa.array([0, 1, 0, 1, 0, 0], pa.int32()),
+            "vector": pa.array(vectors, pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(table, path)
+    return path
+
+
+def test_neighbours_do_not_depend_on_the_columns_shown(tmp_path: Path) -> None:
+    path = chunked(tmp_path / "chunks.parquet")
+    shown = [
+        [(hit.id, hit.distance) for hit in similar(path, "long", id_column="id", columns=columns).hits]
+        for columns in (None, [], ["chunk"])
+    ]
+    assert shown[0] == shown[1] == shown[2]
+    assert [id_ for id_, _ in shown[0]] == ["far", "far", "one", "one"]
+
+
+def test_two_rows_of_one_id_are_two_hits(tmp_path: Path) -> None:
+    hits = similar(chunked(tmp_path / "chunks.parquet"), "long", id_column="id").hits
+    assert [hit.id for hit in hits].count("one") == 2
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+    assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
+
+
 def test_another_model_is_refused_though_the_width_fits(made: Path) -> None:
     with pytest.raises(SpaceMismatchError, match="fake:hash"):
         search(made, "x", model="fake:other")
