@@ -19,7 +19,7 @@ from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.embedder.background import run_sync
 from vecmill.embedder.embedder import make_manifest
 from vecmill.embedder.rows import Policy, embed_prepared, prepare
-from vecmill.models.base import Provider
+from vecmill.models.base import Encoded, Provider
 from vecmill.models.resolve import open_model
 
 NORM_TOLERANCE = 1e-3
@@ -27,6 +27,9 @@ SAMPLE_COSINE = 0.999
 """A vector computed again must agree at least so far with the stored one; local ones agree to the bit."""
 
 _BLOCK = 8192
+_PAIRS = 256
+"""Pairs of texts with one vector that are shown to the model at most."""
+
 _SEED = 20260801
 
 
@@ -86,9 +89,10 @@ async def verify_async(
 ) -> Report:
     """Check a vector set; see `verify`."""
     found = await asyncio.to_thread(read_vectors, path)
-    checks = [check(found) for check in _CHECKS]
-    checks.append(await _recomputed(found, sample, model, settings or load_settings()))
-    return Report(str(path), tuple(checks))
+    checks = [await asyncio.to_thread(check, found) for check in _CHECKS]
+    doubles, sharers = await asyncio.to_thread(_doubles, found)
+    by_model = await _with_model(found, sharers, sample, model, settings or load_settings())
+    return Report(str(path), (*checks, doubles, *by_model))
 
 
 def _manifest(found: VectorSet) -> Check:
@@ -179,27 +183,31 @@ def _order(found: VectorSet) -> Check:
     return Check("order", True, f"as in the input, {len(seen)} files")
 
 
-def _doubles(found: VectorSet) -> Check:
-    """Equal texts must have equal vectors; many texts on one vector are suspicious."""
+def _doubles(found: VectorSet) -> tuple[Check, list[tuple[int, int]]]:
+    """Check that equal texts have equal vectors; also return pairs with one vector and two texts.
+
+    A pair is two positions among the vectors. Only the model knows whether it can tell the texts apart.
+    """
     if found.text_column is None or not len(found.rows):
-        return Check("doubles", None, "the set has no texts")
+        return Check("doubles", None, "the set has no texts"), []
     by_text: dict[bytes, tuple[bytes, int]] = {}
-    texts_of: dict[bytes, bytes] = {}
-    shared = 0
+    by_vector: dict[bytes, tuple[bytes, int]] = {}
+    sharers: list[tuple[int, int]] = []
     for at, text in zip(range(len(found.rows)), _texts(found), strict=True):
         if text is None:
             continue
-        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         vector = hashlib.blake2b(found.vectors[at].tobytes(), digest_size=16).digest()
         known, first = by_text.setdefault(key, (vector, at))
         if known != vector and not _close(found.vectors[first], found.vectors[at]) and not _is_chunked(found):
             one, other = found.ids[found.rows[first]], found.ids[found.rows[at]]
-            return Check("doubles", False, f"ids {one!r} and {other!r} have the same text but other vectors")
-        shared += texts_of.setdefault(vector, key) != key
-    detail = f"equal texts have equal vectors ({len(found.rows) - len(by_text)} repeated)"
-    if shared > 0.01 * len(found.rows) and not _is_chunked(found):
-        return Check("doubles", False, f"{detail}, but {shared} different texts share a vector with another")
-    return Check("doubles", True, detail + (f"; {shared} different texts share a vector" if shared else ""))
+            said = f"ids {one!r} and {other!r} have the same text but other vectors"
+            return Check("doubles", False, said), []
+        same, first = by_vector.setdefault(vector, (key, at))
+        if same != key and first != at and not _is_chunked(found):
+            sharers.append((first, at))
+    repeated = len(found.rows) - len(by_text)
+    return Check("doubles", True, f"equal texts have equal vectors ({repeated} repeated)"), sharers
 
 
 def _is_chunked(found: VectorSet) -> bool:
@@ -215,29 +223,75 @@ def _close(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
     return bool(np.allclose(one, other, atol=1e-4))
 
 
-_CHECKS: tuple[Callable[[VectorSet], Check], ...] = (_manifest, _rows, _norms, _nulls, _ids, _order, _doubles)
+_CHECKS: tuple[Callable[[VectorSet], Check], ...] = (_manifest, _rows, _norms, _nulls, _ids, _order)
 
 
-async def _recomputed(found: VectorSet, sample: int, model: str | None, settings: Settings) -> Check:
+async def _with_model(
+    found: VectorSet, sharers: list[tuple[int, int]], sample: int, model: str | None, settings: Settings
+) -> list[Check]:
+    """Ask what only the model can answer: are equal vectors right, and does a sample come out again?"""
     manifest = found.manifest
-    name = model or (manifest.model if manifest else None)
-    if sample < 1 or name is None or found.text_column is None or not len(found.rows):
-        return Check(
-            "recomputed", None, "no sample: " + ("none asked for" if sample < 1 else "no model or texts")
-        )
-    if manifest is None:
+    if manifest is None and model is not None:
         raise InputError(f"{found.path} does not say how it was made: verify it without --model")
+    shared = _not_asked(found, sharers)
+    if manifest is None or found.text_column is None or not len(found.rows):
+        return [*shared, Check("recomputed", None, "no sample: no model or texts")]
+    if sample < 1 and not sharers:
+        return [*shared, Check("recomputed", None, "no sample: none asked for")]
     try:
-        provider = await asyncio.to_thread(_open, name, manifest, settings)
+        provider = await asyncio.to_thread(_open, model or manifest.model, manifest, settings)
     except InputError as error:
-        return Check("recomputed", False, str(error))
+        return [*shared, Check("recomputed", False if sample else None, str(error))]
     try:
         ensure_comparable(manifest, await make_manifest(provider, InputType.DOCUMENT), what=found.path)
-        return await _compare_sample(found, manifest, provider, sample)
+        if sharers:
+            shared = [await asyncio.to_thread(_shared, found, manifest, provider, sharers)]
+        if sample < 1:
+            return [*shared, Check("recomputed", None, "no sample: none asked for")]
+        return [*shared, await _compare_sample(found, manifest, provider, sample)]
     except SpaceMismatchError as error:
-        return Check("recomputed", False, str(error))
+        return [*shared, Check("recomputed", False, str(error))]
     finally:
         await provider.close()
+
+
+def _not_asked(found: VectorSet, sharers: list[tuple[int, int]]) -> list[Check]:
+    if found.text_column is None or not len(found.rows):
+        return []
+    if not sharers:
+        return [Check("shared", True, "no two different texts share a vector")]
+    return [Check("shared", None, f"{len(sharers)} texts share a vector with another; no model to ask why")]
+
+
+def _shared(
+    found: VectorSet, manifest: Manifest, provider: Provider, sharers: list[tuple[int, int]]
+) -> Check:
+    """Say whether texts that share a vector are one to the model: another case, white space, a cut end."""
+    draw = np.random.default_rng(_SEED)
+    drawn = draw.choice(len(sharers), size=min(_PAIRS, len(sharers)), replace=False)
+    pairs = [sharers[i] for i in np.sort(drawn)]
+    texts = found.texts(found.rows[np.array(pairs).reshape(-1)].tolist())
+    encoded = provider.encode([text or "" for text in texts], input_type=InputType(manifest.input_type))
+    if manifest.long_text == LongText.TRUNCATE:
+        encoded = provider.truncate(encoded, max_tokens=manifest.max_tokens or provider.info.max_tokens)
+    detail = f"{len(sharers)} texts share a vector with another; of {len(pairs)} compared"
+    unlike = [pair for i, pair in enumerate(pairs) if not _one_to_model(encoded, 2 * i)]
+    if not unlike:
+        return Check("shared", True, f"{detail} all are the same to the model")
+    if encoded.ids is None:
+        return Check(
+            "shared", None, f"{detail} {len(unlike)} may differ: the model does not say what it reads"
+        )
+    one, other = (found.ids[found.rows[at]] for at in unlike[0])
+    return Check(
+        "shared", False, f"{detail} {len(unlike)} are not the same to the model: {one!r} and {other!r}"
+    )
+
+
+def _one_to_model(encoded: Encoded, at: int) -> bool:
+    if encoded.ids is None:
+        return encoded.texts[at] == encoded.texts[at + 1]
+    return np.array_equal(encoded.ids[at], encoded.ids[at + 1])
 
 
 def _open(name: str, manifest: Manifest, settings: Settings) -> Provider:
