@@ -170,6 +170,11 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(TEMP_SUFFIX)
 
 
+def digest_bytes(data: bytes) -> str:
+    """Return the BLAKE2b-128 digest of some bytes, 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def digest_file(path: Path) -> str:
     """Return the BLAKE2b-128 digest of a file's bytes, 32 hex digits.
 
@@ -188,25 +193,39 @@ def lock(path: Path, *, what: str) -> Iterator[None]:
     """Hold a lock that no second holder can take, in this process or another; a crash releases it.
 
     Args:
-        path: The lock's file; made where missing, kept afterwards, holds the holder's process id.
+        path: The lock's file: made for it, removed with it, holds the holder's process id. A
+            crash may leave it.
         what: Names what is locked, in the message.
 
     Raises:
         StorageError: Somebody else holds it; the message names the process.
         WriteError: The file could not be made.
     """
-    with _converting(path, existed=path.exists()):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    descriptor = _locked(path, what)
     try:
-        if not _try_lock(descriptor):
-            pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() if _HAS_PREAD else ""
-            who = f"process {pid}" if pid.isdigit() else "another process"
-            raise StorageError(f"{what} is in use by {who} ({path}); wait until it ends, or stop it")
         os.truncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode("ascii"))
         yield
     finally:
+        with suppress(OSError):  # while it is held: who waits for it sees that the name is gone
+            path.unlink()
         os.close(descriptor)  # closing lets go of the lock
+
+
+def _locked(path: Path, what: str) -> int:
+    """Open and lock the file that has the name now, not one that its last holder has just removed."""
+    while True:
+        with _converting(path, existed=path.exists()):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        if not _try_lock(descriptor):
+            pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() if _HAS_PREAD else ""
+            os.close(descriptor)
+            who = f"process {pid}" if pid.isdigit() else "another process"
+            raise StorageError(f"{what} is in use by {who} ({path}); wait until it ends, or stop it")
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
 
 
 class Watcher(Protocol):

@@ -71,6 +71,19 @@ def cpu(root: Path = _ROOT) -> Cpu:
     return Cpu(name or platform.processor() or platform.machine(), flags)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is alive; on Windows the answer is always yes."""
+    if os.name == "nt":
+        return True  # signal 0 would end it there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _affinity() -> set[int]:
     if sys.platform == "linux":
         return os.sched_getaffinity(0)

@@ -7,6 +7,8 @@ to one loop.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -18,7 +20,9 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the background loop and wait for it; an interrupt cancels it and is raised.
+    """Run a coroutine on the background loop and wait for it.
+
+    An interrupt cancels it, waits until it has put its things in order, and is raised.
 
     Raises:
         RuntimeError: Called from the background loop itself, where waiting would never end.
@@ -27,15 +31,36 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread().name == _THREAD:
         coroutine.close()
         raise RuntimeError("a synchronous call inside an asynchronous one: await the async method instead")
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    task: concurrent.futures.Future[T] | None = None
+    ended = threading.Event()
+
+    async def watched() -> T:
+        try:
+            return await coroutine
+        finally:
+            ended.set()
+
     try:
-        return future.result()
+        task = asyncio.run_coroutine_threadsafe(watched(), loop)
+        return task.result()
     except BaseException:
-        future.cancel()
+        if task is not None and not ended.is_set():
+            task.cancel()
+            ended.wait(_PATIENCE_SECONDS)
         raise
 
 
+_PATIENCE_SECONDS = 60.0  # for what must not be torn; a second interrupt ends the wait at once
 _THREAD = "vecmill-loop"
+
+
+def _forget_loop() -> None:
+    global _loop
+    _loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,12 +16,25 @@ import numpy.typing as npt
 from vecmill._version import __version__
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import InputError, TextTooLongError
-from vecmill.core.space import PROBE_TEXTS, Manifest, encode_probe
-from vecmill.core.types import EmptyText, InputType, LongText, RowError, Usage, Vectors
+from vecmill.core.space import Manifest, short
+from vecmill.core.types import EmptyText, InputType, LongText, RowError, Usage, Vectors, choice
 from vecmill.embedder.background import run_sync
-from vecmill.embedder.rows import Policy, embed_prepared, prepare
+from vecmill.embedder.probe import fresh_probe
+from vecmill.embedder.rows import Policy, Prepared, embed_prepared, prepare
 from vecmill.models.base import ModelInfo, Provider
 from vecmill.models.resolve import open_model
+
+UNKNOWN_SHARE = 0.5
+"""Above this share of tokens its vocabulary lacks, a model knows too little of a text."""
+
+CHARACTERS_PER_TOKEN = 2.0
+"""Below this, a text falls into hardly more than letters; English has 3.5 to 5.4. See `jobs.guard`."""
+
+TOKENS_THAT_TELL = 20
+
+
+class LanguageWarning(UserWarning):
+    """Most of the text is unknown to the model, or falls into single letters: its vectors mean little."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +60,10 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def __repr__(self) -> str:
+        n, d = self.vectors.shape
+        return f"Embeddings({n} vectors of {d} dimensions, {self.model}, space {short(self.space)})"
 
 
 class AsyncEmbedder:
@@ -76,7 +94,9 @@ class AsyncEmbedder:
         settings: Settings | None = None,
         provider: Provider | None = None,
     ) -> None:
-        self._policy = Policy(LongText(long_text), EmptyText(empty), max_tokens=max_tokens)
+        self._policy = Policy(
+            choice(LongText, long_text, "long_text"), choice(EmptyText, empty, "empty"), max_tokens=max_tokens
+        )
         if self._policy.empty is EmptyText.SKIP:
             raise InputError('empty="skip" would leave texts without vectors: use "error" or "embed"')
         if provider is None:
@@ -112,15 +132,17 @@ class AsyncEmbedder:
             InputError: A text is empty or not a text; the message names its position.
             TextTooLongError: A text has too many tokens and long_text is "error".
             ProviderError: The provider failed.
+
+        Warns:
+            LanguageWarning: The model does not know the texts' language.
         """
         rows = _listed(texts)
-        policy = Policy(
-            self._policy.long_text, self._policy.empty, InputType(input_type), self._policy.max_tokens
-        )
+        policy = replace(self._policy, input_type=choice(InputType, input_type, "input_type"))
         prepared = await prepare(self._provider, rows, policy)
         _raise_first(prepared.errors)
         if self._policy.long_text is LongText.ERROR:
             _refuse_long(prepared.encoded.tokens[prepared.distinct], policy.limit(self._provider), self.info)
+        _warn_of_language(prepared, self.info)
         result = await embed_prepared(self._provider, prepared, policy)
         return Embeddings(result.vectors, result.rows, result.usage, self.info.name, self.info.space)
 
@@ -170,10 +192,13 @@ class Embedder:
 
 
 async def make_manifest(provider: Provider, input_type: InputType) -> Manifest:
-    """Return the manifest of vectors a provider makes, with the probe's vectors."""
-    info = provider.info
-    encoded = provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT)
-    reply = await provider.embed(encoded)
+    """Return the manifest of vectors a provider makes, with the probe embedded afresh."""
+    probe, _ = await fresh_probe(provider)
+    return replace(manifest_of(provider.info, input_type), probe=probe)
+
+
+def manifest_of(info: ModelInfo, input_type: InputType) -> Manifest:
+    """Return the manifest of vectors a model makes, without the probe."""
     return Manifest(
         model=info.name,
         space=info.space,
@@ -186,7 +211,6 @@ async def make_manifest(provider: Provider, input_type: InputType) -> Manifest:
         tokenizer=info.tokenizer,
         precision=info.precision,
         max_tokens=info.max_tokens,
-        probe=encode_probe(reply.vectors),
         tool_version=__version__,
     )
 
@@ -197,6 +221,18 @@ def _listed(texts: str | Sequence[str]) -> list[str]:
         if not isinstance(text, str):
             raise InputError(f"text {position} is {type(text).__name__}, not str: leave it out or convert it")
     return rows
+
+
+def _warn_of_language(prepared: Prepared, info: ModelInfo) -> None:
+    content = max(int((prepared.encoded.tokens - prepared.overhead).sum()), 1)
+    unknown = int(prepared.encoded.unknown.sum()) / content
+    per_token = sum(map(len, prepared.texts)) / content
+    if unknown > UNKNOWN_SHARE or (per_token < CHARACTERS_PER_TOKEN and content >= TOKENS_THAT_TELL):
+        message = (
+            f"{info.name} hardly knows the language of these texts ({unknown:.0%} of the tokens unknown, "
+            f"{per_token:.1f} characters per token): their vectors mean little; use a multilingual model"
+        )
+        warnings.warn(message, LanguageWarning, stacklevel=2)
 
 
 def _raise_first(errors: dict[int, RowError]) -> None:

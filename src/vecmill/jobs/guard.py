@@ -12,12 +12,10 @@ import numpy as np
 
 from vecmill.core.errors import JobError
 from vecmill.core.events import Notice
+from vecmill.embedder.embedder import CHARACTERS_PER_TOKEN, TOKENS_THAT_TELL, UNKNOWN_SHARE
 from vecmill.embedder.rows import Prepared
 from vecmill.jobs.layout import WARNING_SHORT, WARNING_UNKNOWN
 from vecmill.jobs.state import Counts
-
-UNKNOWN_REFUSED = 0.5
-"""A job stops, and a row is marked, where more than this share of the tokens is unknown to the model."""
 
 UNKNOWN_WARNED = 0.05
 
@@ -27,10 +25,6 @@ CHARACTERS_PER_TOKEN_WARNED = 3.3
 Measured with the built-in model's vocabulary: English 3.5 (text messages) to 5.4 (abstracts); German, Spanish
 and French 2.7 to 3.2; Polish and Turkish 2.2; Arabic, Greek, Ukrainian and Japanese 1.0 to 1.2.
 """
-
-CHARACTERS_PER_TOKEN_MARKED = 2.0
-_TOKENS_OF_A_MARKED_ROW = 20
-"""A row is marked where it has fewer characters per token, and tokens enough to tell."""
 
 _TOKENS_THAT_SAY_SOMETHING = 200
 
@@ -61,7 +55,7 @@ class Guard:
             characters=sum(map(len, ready.texts)),
         )
         share = _unknown_share(before + seen)
-        if share > UNKNOWN_REFUSED and not self.allow_any:
+        if share > UNKNOWN_SHARE and not self.allow_any:
             raise JobError(
                 f"{share:.0%} of the tokens are unknown to {model}: the text is in a language or script "
                 f"it was not made for, and the vectors would mean little. Use a multilingual model (-m), or "
@@ -98,8 +92,8 @@ def warned_rows(ready: Prepared) -> dict[int, str]:
     """Return the rows the model can hardly read, with the warning their `warning` column gets."""
     content = np.maximum(ready.encoded.tokens - ready.overhead, 1)
     characters = np.fromiter(map(len, ready.texts), dtype=np.int64, count=len(ready.texts))
-    unknown = ready.unknown_share() > UNKNOWN_REFUSED
-    short = (characters / content < CHARACTERS_PER_TOKEN_MARKED) & (content >= _TOKENS_OF_A_MARKED_ROW)
+    unknown = ready.unknown_share() > UNKNOWN_SHARE
+    short = (characters / content < CHARACTERS_PER_TOKEN) & (content >= TOKENS_THAT_TELL)
     warnings = np.where(unknown, WARNING_UNKNOWN, np.where(short, WARNING_SHORT, ""))
     with_text = np.flatnonzero(ready.distinct >= 0)
     named = warnings[ready.distinct[with_text]]

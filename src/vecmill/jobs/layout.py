@@ -74,10 +74,14 @@ def make_layout(
         InputError: An input column and an output column have the same name, or a role is not known.
         UnknownNameError: A column is not in the input.
     """
+    known = set(source.names)
     wanted = list(source.names) if columns is None else list(columns)
     for name in [*wanted, *([id_column] if id_column is not None else [])]:
-        if name not in source.names:
-            raise unknown_name("column", name, source.names)
+        if name not in known:
+            raise unknown_name("column", name, known)
+    if id_column is not None and pa.types.is_nested(source.field(id_column).type):
+        kind = source.field(id_column).type
+        raise InputError(f"the id column {id_column!r} is {kind}: an id is a text or a number")
     fields = _added_fields(dimensions, has_template=has_template, long_text=long_text)
     for role in renamed:
         if role not in fields:
@@ -85,7 +89,8 @@ def make_layout(
     names = {role: renamed.get(role, role) for role in fields}
     _refuse_twice(names)
     kept = [name for name in wanted if not (name == id_column and name == names["id"])]
-    clash = next((role for role in names if names[role] in kept), None)
+    taken = set(kept)
+    clash = next((role for role in names if names[role] in taken), None)
     if clash is not None:
         raise InputError(_clash_message(clash, names[clash]))
     text = [role for role in ("text",) if role in fields]
@@ -180,10 +185,8 @@ def output_batch(
         made[names["chunks"]] = pa.array(result.pieces[from_row], pa.int32())
     if "chunk" in names:
         made |= _chunk_columns(names, result, from_row, vector_at)
-    arrays = [
-        made[field.name] if field.name in made else window.batch.column(field.name).take(take)
-        for field in layout.schema
-    ]
+    source = dict(zip(window.batch.schema.names, window.batch.columns, strict=True))
+    arrays = [made[name] if name in made else source[name].take(take) for name in layout.schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
 
 

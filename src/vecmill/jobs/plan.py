@@ -9,30 +9,31 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from vecmill.core import durable
 from vecmill.core.config import Settings, load_settings
-from vecmill.core.durable import TEMP_SUFFIX
-from vecmill.core.errors import FormatVersionError, InputError, StorageError
+from vecmill.core.errors import InputError, unknown_name
 from vecmill.core.events import Notice
+from vecmill.core.machine import is_running
 from vecmill.core.space import Manifest, short
-from vecmill.core.types import EmptyText, InputType, LongText
+from vecmill.core.types import EmptyText, InputType, LongText, choice
 from vecmill.data.readers import FileBatch, ReadOptions, Scan, batches, scan
 from vecmill.data.sources import Sources, resolve
-from vecmill.data.template import Template, TextColumn, choose_text
-from vecmill.data.vector_set import read_manifest
-from vecmill.data.writers import output_format
-from vecmill.embedder.embedder import make_manifest
+from vecmill.data.template import Template, TextColumn, choose_text, template_columns
+from vecmill.data.writers import FORMATS, check_target, output_format
+from vecmill.embedder.embedder import manifest_of
 from vecmill.embedder.rows import Policy, prepare
-from vecmill.jobs.layout import Layout, ids_of, make_layout
+from vecmill.jobs.ids import refuse_double_ids
+from vecmill.jobs.layout import Layout, make_layout
 from vecmill.jobs.remote import Remote
 from vecmill.jobs.state import StateDir
+from vecmill.jobs.target import Target
 from vecmill.jobs.windows import Window, cut
 from vecmill.models.base import Provider
 from vecmill.models.resolve import open_model
@@ -90,24 +91,23 @@ class Plan:
     """A job ready to run.
 
     Attributes:
-        output: The target, a local path. format: its format.
-        remote: Where the output is uploaded when it is made, or None.
+        target: Where the output goes.
+        options: As asked.
         sources: The input's files. scan: their columns and row counts.
         text: Makes the texts.
         provider: The open model. policy: what happens to long and empty texts.
         layout: The output's columns.
-        manifest: What the output will say about itself; its `rows` is not yet known.
+        manifest: What the output will say about itself; its rows and probe come last.
         fingerprint: Hash of all that decides the output's bytes.
         complete: The output is there already, made by the same plan.
         resumed_windows: Windows an earlier run finished.
         notices: What a person should know before.
-        read, limit, any_language: As asked.
-        json_columns: Columns a JSON lines or npy output keeps beside file, row and vector.
-        home: Where the list of jobs is kept.
+        settings: Where state and caches lie.
+        spool_dir: Where standard input and remote files were put, if there were any.
     """
 
-    output: Path
-    format: str
+    target: Target
+    options: JobOptions
     sources: Sources
     scan: Scan
     text: Template | TextColumn
@@ -116,20 +116,16 @@ class Plan:
     layout: Layout
     manifest: Manifest
     fingerprint: str
-    remote: Remote | None
     complete: bool
     resumed_windows: int
     notices: tuple[Notice, ...]
-    read: ReadOptions
-    limit: int | None
-    any_language: bool
-    json_columns: tuple[str, ...]
-    home: Path
+    settings: Settings
+    spool_dir: Path
 
     @property
-    def target(self) -> str:
-        """What the user called the output."""
-        return self.remote.url if self.remote else str(self.output)
+    def output(self) -> Path:
+        """The local path of the output."""
+        return self.target.path
 
     @property
     def rows(self) -> int:
@@ -139,12 +135,23 @@ class Plan:
     @property
     def state(self) -> StateDir:
         """The folder beside the output that holds the unfinished job."""
-        return StateDir.beside(self.output)
+        return self.target.state
+
+    @property
+    def json_columns(self) -> tuple[str, ...]:
+        """Columns a JSON lines or npy output keeps beside file, row and vector."""
+        named = self.layout.kept if self.options.columns is not None else ()
+        return (*((self.layout.names["id"],) if self.layout.id_column is not None else ()), *named)
 
     def stream(self) -> Iterator[FileBatch]:
         """Read the input again, in the same order."""
         return batches(
-            self.sources, self.scan, text_columns=self.text.text_columns, options=self.read, limit=self.limit
+            self.sources,
+            self.scan,
+            text_columns=_text_columns(self.options),
+            template_columns=_template_columns(self.options),
+            options=self.options.read,
+            limit=self.options.limit,
         )
 
     def windows(self) -> Iterator[Window]:
@@ -152,15 +159,15 @@ class Plan:
         return cut(self.stream(), self.text)
 
     def discard(self) -> None:
-        """Remove what planning left beside the output, such as spooled input; an unfinished job stays."""
-        _discard(self.state)
+        """Remove what planning left, such as spooled input; an unfinished job stays."""
+        _discard(self.target, self.spool_dir)
 
     def describe(self) -> dict[str, Any]:
         """Return the plan for people and programs; no texts in it."""
         info = self.provider.info
         return {
-            "output": self.target,
-            "format": self.format,
+            "output": self.target.name,
+            "format": self.target.format,
             "files": [source.name for source in self.sources.files],
             "skipped_files": list(self.sources.skipped),
             "rows": self.rows,
@@ -192,7 +199,7 @@ async def make_plan(
 
     Args:
         inputs: Files, folders, globs, URLs, or "-" for standard input.
-        output: A file (.parquet, .arrow, .jsonl, .npy) or a folder.
+        output: A file (.parquet, .arrow, .jsonl, .npy), a folder, or the URL of one.
         options: What the job is told.
         settings: None reads environment and `vecmill.toml`.
         provider: A model already open, instead of `options.model`.
@@ -203,83 +210,76 @@ async def make_plan(
     """
     options = options or JobOptions()
     settings = settings or load_settings()
-    remote = Remote.of(str(output), settings.home) if "://" in str(output) else None
-    target = remote.staging if remote else Path(output).absolute()
+    target = _target(output, options, settings)
+    spool_dir = _spool_dir(settings.home)
     try:
-        return await _planned(inputs, target, remote, options, settings, provider, output_format(output))
+        return await _planned(inputs, target, options, settings, provider, spool_dir)
     except BaseException:
-        _discard(StateDir.beside(target))
+        _discard(target, spool_dir)
         raise
 
 
 async def _planned(
     inputs: Sequence[str | Path],
-    target: Path,
-    remote: Remote | None,
+    target: Target,
     options: JobOptions,
     settings: Settings,
     provider: Provider | None,
-    suffix_format: str,
+    spool_dir: Path,
 ) -> Plan:
-    format_ = options.output_format or suffix_format
-    state = StateDir.beside(target)
-    sources = await asyncio.to_thread(resolve, inputs, spool_dir=state.path / "input", format=options.format)
+    policy = Policy(
+        choice(LongText, options.long_text, "long_text"),
+        choice(EmptyText, options.empty, "empty"),
+        choice(InputType, options.input_type, "input_type"),
+        options.max_tokens,
+    )
+    sources = await asyncio.to_thread(
+        resolve, inputs, spool_dir=spool_dir, format=options.format, exclude=target.path
+    )
     seen, text = await asyncio.to_thread(_scan, sources, options)
     if provider is None:
         provider = await asyncio.to_thread(_open, options, settings)
-    policy = Policy(
-        LongText(options.long_text),
-        EmptyText(options.empty),
-        InputType(options.input_type),
-        options.max_tokens,
-    )
     layout = make_layout(
         seen.schema,
         dimensions=provider.info.dimensions,
         has_template=isinstance(text, Template),
         id_column=options.id_column,
-        columns=() if options.columns is None and format_ in ("jsonl", "npy") else options.columns,
+        columns=() if options.columns is None and target.format in ("jsonl", "npy") else options.columns,
         renamed=options.output_column,
         long_text=policy.long_text,
     )
-    fingerprint = _fingerprint(sources, seen, text, provider, policy, layout, options, format_)
-    manifest = await _manifest(provider, policy, text, layout, sources, fingerprint)
+    fingerprint = _fingerprint(sources, seen, text, provider, policy, layout, options, target.format)
     plan = Plan(
-        output=target,
-        format=format_,
+        target=target,
+        options=options,
         sources=sources,
         scan=seen,
         text=text,
         provider=provider,
         policy=policy,
         layout=layout,
-        manifest=manifest,
+        manifest=_manifest(provider, policy, text, layout, sources, fingerprint),
         fingerprint=fingerprint,
-        remote=remote,
-        complete=(
-            remote.complete(fingerprint, overwrite=options.overwrite)
-            if remote
-            else _complete(target, fingerprint, overwrite=options.overwrite)
-        ),
+        complete=await asyncio.to_thread(target.complete, fingerprint, overwrite=options.overwrite),
         resumed_windows=0,
-        notices=(*seen.notices, *_skipped(sources)),
-        read=options.read,
-        limit=options.limit,
-        any_language=options.any_language,
-        json_columns=_json_columns(options, layout),
-        home=settings.home,
+        notices=(*seen.notices, *_skipped(sources), *_dropped(options, target)),
+        settings=settings,
+        spool_dir=spool_dir,
     )
     if plan.complete:
         return plan
+    check_target(target.path, layout.schema, target.format, vector=layout.names["embedding"])
     if layout.id_column is not None:
-        await asyncio.to_thread(_refuse_double_ids, plan)
-    return replace(plan, resumed_windows=_resumable(state, fingerprint, overwrite=options.overwrite))
+        await asyncio.to_thread(refuse_double_ids, plan.windows, layout)
+    resumed = target.resumable(fingerprint, overwrite=options.overwrite)
+    return replace(plan, resumed_windows=resumed)
 
 
 async def count_tokens(plan: Plan) -> dict[str, int]:
-    """Tokenize the whole input and return exact totals: texts, distinct, tokens, long, unknown.
+    """Tokenize the whole input and return totals: texts, distinct (per window), tokens, long, unknown.
 
-    Costs a pass over the input, no request and no money. Long texts count as they are.
+    Costs a pass over the input, no request and no money. Texts and long texts are counted by row, tokens once
+    for each distinct text; long texts count as they are.
     """
     totals = dict.fromkeys(("texts", "distinct", "tokens", "long", "unknown"), 0)
     limit = plan.policy.limit(plan.provider)
@@ -288,14 +288,36 @@ async def count_tokens(plan: Plan) -> dict[str, int]:
         totals["texts"] += int((ready.distinct >= 0).sum())
         totals["distinct"] += len(ready.encoded)
         totals["tokens"] += int(ready.encoded.tokens.sum())
-        totals["long"] += int((ready.encoded.tokens > limit).sum())
+        with_text = ready.distinct[ready.distinct >= 0]
+        totals["long"] += int((ready.encoded.tokens[with_text] > limit).sum())
         totals["unknown"] += int(ready.encoded.unknown.sum())
     return totals
 
 
-def _discard(state: StateDir) -> None:
-    if not state.plan_path.exists():
-        state.remove()  # with what a crash during an earlier removal left
+def _target(output: str | Path, options: JobOptions, settings: Settings) -> Target:
+    if options.output_format is not None and options.output_format not in FORMATS:
+        raise unknown_name("output format", options.output_format, FORMATS)
+    format_ = options.output_format or output_format(output)
+    if "://" in str(output):
+        remote = Remote.of(str(output), settings.home)
+        return Target(remote.staging, format_, remote)
+    return Target(Path(output).absolute(), format_, None)
+
+
+def _spool_dir(home: Path) -> Path:
+    """Choose a folder for this plan's spooled input, and clear those of processes that died."""
+    folder = home / "spool"
+    for old in folder.iterdir() if folder.is_dir() else ():
+        pid = old.name.partition("-")[0]
+        if pid.isdigit() and not is_running(int(pid)):
+            durable.remove_tree(old)
+    return folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _discard(target: Target, spool_dir: Path) -> None:
+    durable.remove_tree(spool_dir)
+    if not target.state.plan_path.exists():
+        target.state.remove()  # what a crash during an earlier removal left
 
 
 def _scan(sources: Sources, options: JobOptions) -> tuple[Scan, Template | TextColumn]:
@@ -303,14 +325,22 @@ def _scan(sources: Sources, options: JobOptions) -> tuple[Scan, Template | TextC
         raise InputError("--text and --template exclude each other: a template names its columns itself")
     if options.limit is not None and options.limit < 1:
         raise InputError(f"limit is {options.limit}: it must be at least 1")
-    seen = scan(sources, text_columns=_named(options), options=options.read, limit=options.limit)
+    seen = scan(
+        sources,
+        text_columns=_text_columns(options),
+        template_columns=_template_columns(options),
+        options=options.read,
+        limit=options.limit,
+    )
     return seen, choose_text(seen, text=options.text, template=options.template)
 
 
-def _named(options: JobOptions) -> tuple[str, ...]:
-    if options.text is not None:
-        return (options.text,)
-    return ()
+def _text_columns(options: JobOptions) -> tuple[str, ...]:
+    return () if options.text is None else (options.text,)
+
+
+def _template_columns(options: JobOptions) -> tuple[str, ...]:
+    return () if options.template is None else template_columns(options.template)
 
 
 def _open(options: JobOptions, settings: Settings) -> Provider:
@@ -337,6 +367,7 @@ def _fingerprint(
     decides = {
         "plan": PLAN_FORMAT,
         "sources": sources.fingerprint,
+        "read": asdict(options.read),
         "rows": seen.rows,
         "text": text.describe(),
         "space": provider.info.space,
@@ -346,15 +377,16 @@ def _fingerprint(
         "input_type": str(policy.input_type),
         "max_tokens": policy.limit(provider),
         "schema": str(layout.schema),
+        "names": dict(layout.names),
         "id": layout.id_column,
         "format": format_,
         "columns": None if options.columns is None else list(options.columns),
     }
-    canonical = json.dumps(decides, sort_keys=True, ensure_ascii=False).encode()
+    canonical = json.dumps(decides, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(canonical, digest_size=16).hexdigest()
 
 
-async def _manifest(
+def _manifest(
     provider: Provider,
     policy: Policy,
     text: Template | TextColumn,
@@ -362,11 +394,10 @@ async def _manifest(
     sources: Sources,
     fingerprint: str,
 ) -> Manifest:
-    made = await make_manifest(provider, policy.input_type)
     template = text.describe() if isinstance(text, Template) else None
     column = layout.names["text"] if template is not None else text.columns[0]
     return replace(
-        made,
+        manifest_of(provider.info, policy.input_type),
         template=template,
         text=column if column in layout.schema.names else None,
         vector=layout.names["embedding"],
@@ -378,50 +409,10 @@ async def _manifest(
     )
 
 
-def _complete(output: Path, fingerprint: str, *, overwrite: bool) -> bool:
-    """Whether the output is there and made by this plan; refuses one that is not."""
-    if not output.exists() or _unfinished_folder(output, fingerprint):
-        return False
-    try:
-        found = read_manifest(output)
-        what = (
-            "was not made by vecmill" if found is None else "was made from other input or with other options"
-        )
-    except (StorageError, FormatVersionError, InputError) as error:
-        found, what = None, f"cannot be read ({error})"
-    if found is not None and found.plan == fingerprint:
-        return True
-    if overwrite:
-        return False
-    raise InputError(
-        f"{output} is there already and {what}: choose another name, or --overwrite to replace it"
-    )
-
-
-def _unfinished_folder(output: Path, fingerprint: str) -> bool:
-    """Whether a folder is empty or holds only parts that this plan began to publish."""
-    if not output.is_dir():
-        return False
-    ours = f"part-{fingerprint[:8]}-"
-    return all(p.name.startswith(ours) or p.name.endswith(TEMP_SUFFIX) for p in output.iterdir())
-
-
-def _resumable(state: StateDir, fingerprint: str, *, overwrite: bool) -> int:
-    """Return how many windows are finished; refuses an unfinished job with other settings."""
-    held, windows = state.fingerprint(), len(state.windows())
-    if held == fingerprint:
-        return windows
-    if windows and not overwrite:
-        raise InputError(
-            f"{state.path} holds an unfinished job with other input or options ({windows} windows done): "
-            f"repeat its command to finish it, or --overwrite to drop it"
-        )
-    return 0
-
-
-def _json_columns(options: JobOptions, layout: Layout) -> tuple[str, ...]:
-    named = layout.kept if options.columns is not None else ()
-    return (*((layout.names["id"],) if layout.id_column is not None else ()), *named)
+def _dropped(options: JobOptions, target: Target) -> tuple[Notice, ...]:
+    if target.format != "npy" or not options.columns:
+        return ()
+    return (Notice("columns_dropped", "npy holds vectors and ids; the columns asked for are left out"),)
 
 
 def _skipped(sources: Sources) -> tuple[Notice, ...]:
@@ -429,33 +420,3 @@ def _skipped(sources: Sources) -> tuple[Notice, ...]:
         return ()
     some = ", ".join(sources.skipped[:5]) + (", …" if len(sources.skipped) > 5 else "")
     return (Notice("files_skipped", f"{len(sources.skipped)} files of other formats were left out: {some}"),)
-
-
-def _refuse_double_ids(plan: Plan) -> None:
-    """Raise when two rows have one id; 8 bytes of memory per row."""
-    hashes = [_hashes(ids_of(window, plan.layout)) for window in plan.windows()]
-    values = np.concatenate(hashes) if hashes else np.empty(0, dtype=np.uint64)
-    unique, counts = np.unique(values, return_counts=True)
-    suspects = set(unique[counts > 1].tolist())
-    if suspects:
-        _name_double(plan, suspects)
-
-
-def _name_double(plan: Plan, suspects: set[int]) -> None:
-    first: dict[str, tuple[str, int]] = {}
-    for window in plan.windows():
-        ids = ids_of(window, plan.layout)
-        for at in np.flatnonzero(np.isin(_hashes(ids), np.array(sorted(suspects), dtype=np.uint64))):
-            here = (window.files[at], int(window.rows[at]))
-            if ids[at] in first:
-                file, row = first[ids[at]]
-                raise InputError(
-                    f"id {ids[at]!r} stands twice: {file} row {row} and {here[0]} row {here[1]}; ids must "
-                    f"differ: choose another --id column, or none"
-                )
-            first[ids[at]] = here
-
-
-def _hashes(ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    raw = b"".join(hashlib.blake2b(one.encode(), digest_size=8).digest() for one in ids)
-    return np.frombuffer(raw, dtype="<u8")

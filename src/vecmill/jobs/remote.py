@@ -43,12 +43,10 @@ class Remote:
             InputError: Something else is there and is not to be overwritten.
         """
         system, path = file_system(self.url)
-        if not system.exists(path):
+        if overwrite or not system.exists(path):
             return False
         if self.receipt().get("plan") == fingerprint:
             return True
-        if overwrite:
-            return False
         raise InputError(f"{self.url} is there already, from other input or options: --overwrite replaces it")
 
     def receipt(self) -> dict[str, Any]:

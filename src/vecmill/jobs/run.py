@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from vecmill.core import durable
 from vecmill.core.config import Settings
-from vecmill.core.errors import InputError, JobError
+from vecmill.core.errors import InputError, JobError, StorageError
 from vecmill.core.events import Listener, Notice, Progress, ignore
 from vecmill.core.space import short
 from vecmill.core.types import RowError
-from vecmill.data.sidecar import sidecar_path
-from vecmill.data.writers import write_set
+from vecmill.data.writers import finish_set, write_set
 from vecmill.embedder.background import run_sync
+from vecmill.embedder.probe import cached_probe
 from vecmill.embedder.rows import Prepared, RowVectors, embed_prepared, prepare
 from vecmill.jobs.guard import Guard, warned_rows
 from vecmill.jobs.layout import output_batch
@@ -32,6 +33,8 @@ from vecmill.jobs.plan import JobOptions, Plan, make_plan
 from vecmill.jobs.state import Counts
 from vecmill.jobs.store import note_job
 from vecmill.jobs.windows import Window
+
+T = TypeVar("T")
 
 RECEIPT_VERSION = 1
 
@@ -115,44 +118,91 @@ async def run(plan: Plan, *, listen: Listener = ignore) -> Outcome:
     """
     for notice in plan.notices:
         listen(notice)
-    if plan.complete and plan.state.fingerprint() != plan.fingerprint:
+    try:
+        if plan.complete and plan.state.fingerprint() != plan.fingerprint:
+            return _already_complete(plan)
+        durable.make_dir(plan.output.parent)
+        with durable.lock(plan.target.lock_path, what=plan.target.name):
+            return await _run_locked(plan, listen)
+    finally:
         plan.discard()
-        receipt = plan.remote.receipt() if plan.remote else _read_receipt(plan)
-        return _outcome(plan, receipt, already=True)
-    durable.make_dir(plan.state.path)
-    with durable.lock(plan.state.path / "lock", what=str(plan.output)):
-        note_job(plan, state="running", done=0)
-        for index in await asyncio.to_thread(plan.state.begin, plan.fingerprint, plan.describe()):
-            listen(Notice("window_damaged", f"window {index} of an earlier run is damaged and is made again"))
-        try:
-            if not plan.complete:
-                await _embed_windows(plan, listen)
-            receipt = await asyncio.to_thread(_publish, plan)
-            if plan.remote:
-                await asyncio.to_thread(plan.remote.upload)
-        except BaseException:
-            _give_up(plan)
-            raise
+
+
+async def _run_locked(plan: Plan, listen: Listener) -> Outcome:
+    if plan.target.complete(
+        plan.fingerprint, overwrite=plan.options.overwrite
+    ):  # perhaps since the plan was made
+        if _rows_finished(plan) != plan.rows:
+            plan.state.remove()
+            return _already_complete(plan)
+        receipt = await _whole(_finish, plan)
+    else:
+        receipt = await _make(plan, listen)
     plan.state.remove()
-    if plan.remote:
+    if plan.target.remote is not None:
         durable.remove_tree(plan.output.parent)
     outcome = _outcome(plan, receipt)
     note_job(plan, state=outcome.state, done=plan.rows)
     return outcome
 
 
-def _give_up(plan: Plan) -> None:
-    """Note that the job stopped; without a finished window there is nothing to resume, so nothing stays."""
-    if not plan.state.windows():
-        plan.state.remove()
-    note_job(plan, state="stopped", done=0)
+async def _make(plan: Plan, listen: Listener) -> dict[str, Any]:
+    """Embed what is not finished, publish, upload; return the receipt."""
+    plan.target.resumable(plan.fingerprint, overwrite=plan.options.overwrite)
+    before = plan.target.stamp()
+    durable.make_dir(plan.state.path)
+    for index in await asyncio.to_thread(plan.state.begin, plan.fingerprint, plan.describe()):
+        listen(Notice("window_damaged", f"window {index} of an earlier run is damaged and is made again"))
+    try:
+        probe, _ = await cached_probe(plan.provider, plan.settings.cache_dir)
+        await _embed_windows(plan, listen)
+        if plan.target.stamp() != before:
+            raise JobError(
+                f"{plan.target.name} was written by somebody else while the job ran, and is left as it is; "
+                f"run the command again, with --overwrite to replace it"
+            )
+        return await _whole(_publish, plan, probe)
+    except BaseException:
+        done = _rows_finished(plan)
+        if not done:
+            plan.state.remove()  # nothing to resume, so nothing stays
+        note_job(plan, state="stopped", done=done)
+        raise
+
+
+async def _whole(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function in a thread; when cancelled, wait for its end, so that nothing goes on unlocked."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+def _already_complete(plan: Plan) -> Outcome:
+    with suppress(StorageError):  # somebody else's, or read-only: it harms nobody
+        if plan.target.lock_path.exists():  # a crash left it
+            durable.remove(plan.target.lock_path)
+    receipt = plan.target.remote.receipt() if plan.target.remote else _read_receipt(plan)
+    return _outcome(plan, receipt, already=True)
+
+
+def _rows_finished(plan: Plan) -> int:
+    if plan.state.fingerprint() != plan.fingerprint:
+        return 0
+    return sum(plan.state.counts(path).input_rows for path in plan.state.windows().values())
 
 
 async def _embed_windows(plan: Plan, listen: Listener) -> None:
     """Embed and commit every window that is not finished, reading one ahead."""
     finished = {index: plan.state.counts(path) for index, path in plan.state.windows().items()}
     total = sum(finished.values(), Counts())
-    resumed, guard = total.input_rows, Guard(allow_any=plan.any_language)
+    resumed, guard = total.input_rows, Guard(allow_any=plan.options.any_language)
+    if resumed:
+        listen(Notice("resumed", f"going on after {resumed:,} of {plan.rows:,} rows, finished earlier"))
     listen(Progress(total.input_rows, plan.rows, total.tokens, resumed))
     reader = plan.windows()
     ahead = asyncio.create_task(asyncio.to_thread(next, reader, None))
@@ -163,6 +213,7 @@ async def _embed_windows(plan: Plan, listen: Listener) -> None:
                 continue
             reporter = _Reporter(plan, listen, total, resumed, len(window))
             total += await _embed_window(plan, window, total, guard, reporter)
+            note_job(plan, state="running", done=total.input_rows)
             listen(Progress(total.input_rows, plan.rows, total.tokens, resumed))
     finally:
         ahead.cancel()
@@ -206,7 +257,7 @@ async def _embed_window(
     counts = _counted(plan, ready, result, batch, warned=len(warnings)) + seen
     if not counts.balances:
         raise JobError(f"window {window.index} does not balance: {counts.to_dict()}; please report this")
-    await asyncio.to_thread(plan.state.commit, window.index, batch, counts)
+    await _whole(plan.state.commit, window.index, batch, counts)
     return counts
 
 
@@ -239,28 +290,39 @@ def _counted(
     )
 
 
-def _publish(plan: Plan) -> dict[str, Any]:
+def _publish(plan: Plan, probe: str) -> dict[str, Any]:
     """Write output, receipt and errors from the finished windows; return the receipt."""
+    total = _totals(plan)
+    plan.sources.ensure_unchanged()
+    write_set(
+        plan.output,
+        plan.layout.schema,
+        plan.state.batches(),
+        replace(plan.manifest, rows=total.rows, probe=probe),
+        format=plan.target.format,
+        columns_json=plan.json_columns,
+    )
+    return _account(plan, total)
+
+
+def _finish(plan: Plan) -> dict[str, Any]:
+    """Do what an earlier run left to do when it had written its output."""
+    finish_set(plan.output, plan.target.format)
+    return _account(plan, _totals(plan))
+
+
+def _totals(plan: Plan) -> Counts:
     total = sum(map(plan.state.counts, plan.state.windows().values()), Counts())
     if total.input_rows != plan.rows:
         raise JobError(
             f"{total.input_rows} rows were embedded but the input had {plan.rows} when the job was planned: "
             f"it changed meanwhile; run the command again"
         )
-    if plan.complete:  # an earlier run came so far; a crash may have left a file it was writing
-        for name in (plan.output.name, sidecar_path(plan.output).name):
-            durable.remove_leftovers(plan.output.parent, name)
-    else:
-        manifest = replace(plan.manifest, rows=total.rows)
-        durable.make_dir(plan.output.parent)
-        write_set(
-            plan.output,
-            plan.layout.schema,
-            plan.state.batches(),
-            manifest,
-            format=plan.format,
-            columns_json=plan.json_columns,
-        )
+    return total
+
+
+def _account(plan: Plan, total: Counts) -> dict[str, Any]:
+    """Write the receipt and the failed rows, and upload all where the target is remote."""
     receipt = {
         "receipt_version": RECEIPT_VERSION,
         "output": plan.output.name,
@@ -276,6 +338,8 @@ def _publish(plan: Plan) -> dict[str, Any]:
             out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in _failed(plan))
     else:
         durable.remove(errors)
+    if plan.target.remote is not None:
+        plan.target.remote.upload()
     return receipt
 
 
@@ -307,8 +371,8 @@ def _outcome(plan: Plan, receipt: dict[str, Any], *, already: bool = False) -> O
     return Outcome(
         state=state,
         exit_code=3 if failed and not already else 0,
-        output=plan.target,
+        output=plan.target.name,
         receipt=receipt,
-        receipt_file=f"{plan.target}.receipt.json",
-        errors_file=f"{plan.target}.errors.jsonl" if failed else None,
+        receipt_file=f"{plan.target.name}.receipt.json",
+        errors_file=f"{plan.target.name}.errors.jsonl" if failed else None,
     )

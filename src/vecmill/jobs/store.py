@@ -6,6 +6,7 @@ A convenience: a job needs only the folder beside its output, and nothing is los
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from vecmill.core import durable
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import StorageError
+from vecmill.core.machine import is_running
 
 if TYPE_CHECKING:
     from vecmill.jobs.plan import Plan
@@ -26,7 +28,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One job: `id` is the start of its plan's fingerprint, `updated` seconds since the epoch."""
+    """One job.
+
+    Attributes:
+        id: The start of its plan's fingerprint.
+        state: "running", "stopped", "complete" or "failed rows".
+        rows: Rows of the input. done: how many of them are finished.
+        updated: Seconds since the epoch.
+    """
 
     id: str
     state: str
@@ -42,13 +51,15 @@ def note_job(plan: Plan, *, state: str, done: int) -> None:
     inputs = ", ".join(source.name for source in plan.sources.files[:3])
     if len(plan.sources.files) > 3:
         inputs += f", … ({len(plan.sources.files)} files)"
-    values = (plan.fingerprint[:8], state, inputs, plan.target, plan.rows, done, time.time())
+    job = (plan.fingerprint[:8], state, inputs, plan.target.name, plan.rows, done)
     try:
-        durable.make_dir(plan.home)
-        with _open(plan.home / "jobs.sqlite") as db:
-            db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        durable.make_dir(plan.settings.home)
+        with _open(plan.settings.home / "jobs.sqlite") as db:
+            db.execute(
+                "INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*job, time.time(), os.getpid())
+            )
     except (sqlite3.Error, OSError, StorageError) as error:
-        _log.warning("the list of jobs in %s cannot be written: %s", plan.home, error)
+        _log.warning("the list of jobs in %s cannot be written: %s", plan.settings.home, error)
 
 
 def list_jobs(settings: Settings | None = None) -> list[JobRow]:
@@ -62,9 +73,14 @@ def list_jobs(settings: Settings | None = None) -> list[JobRow]:
         return []
     try:
         with _open(path) as db:
-            return [JobRow(*row) for row in db.execute("SELECT * FROM job ORDER BY updated DESC")]
+            found = list(db.execute("SELECT * FROM job ORDER BY updated DESC"))
+        return [JobRow(row[0], _state(row[1], row[-1]), *row[2:-1]) for row in found]
     except sqlite3.Error as error:
         raise StorageError(f"{path} cannot be read: {error}; removing it loses only the list") from error
+
+
+def _state(noted: str, pid: int) -> str:
+    return "stopped" if noted == "running" and not is_running(pid) else noted
 
 
 @contextmanager
@@ -75,7 +91,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         with db:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS job (id TEXT, state TEXT, inputs TEXT, output TEXT PRIMARY KEY, "
-                "rows INTEGER, done INTEGER, updated REAL) STRICT"
+                "rows INTEGER, done INTEGER, updated REAL, pid INTEGER) STRICT"
             )
             yield db
     finally:

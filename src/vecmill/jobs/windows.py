@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vecmill.core.types import IntArray
 from vecmill.data.readers import FileBatch
 from vecmill.data.template import Template, TextColumn
 
 WINDOW_ROWS = 2048
-WINDOW_CHARACTERS = 8 << 20
-"""A window ends at this many rows, or before the row that would pass this many characters of text."""
+WINDOW_BYTES = 16 << 20
+"""A window ends at this many rows, or before the row that would pass this many bytes of text and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class _Open:
     files: list[str] = field(default_factory=list)
     rows: list[IntArray] = field(default_factory=list)
     not_text: dict[int, str] = field(default_factory=dict)
-    characters: int = 0
+    size_bytes: int = 0
 
     def add(self, piece: FileBatch, texts: list[str | None], start: int, end: int) -> None:
         if start == end:
@@ -85,14 +86,27 @@ def cut(stream: Iterable[FileBatch], text: Template | TextColumn) -> Iterator[Wi
     for piece in stream:
         texts = text.texts(piece.batch)
         start = 0
-        for at, one in enumerate(texts):
-            length = len(one) if one else 0
+        for at, size in enumerate(_row_bytes(piece.batch, texts)):
             held = len(current.texts) + at - start
-            if held and (held == WINDOW_ROWS or current.characters + length > WINDOW_CHARACTERS):
+            if held and (held == WINDOW_ROWS or current.size_bytes + size > WINDOW_BYTES):
                 current.add(piece, texts, start, at)
                 yield current.close(index)
                 index, current, start = index + 1, _Open(), at
-            current.characters += length
+            current.size_bytes += size
         current.add(piece, texts, start, len(texts))
     if current.texts:
         yield current.close(index)
+
+
+def _row_bytes(batch: pa.RecordBatch, texts: list[str | None]) -> list[int]:
+    """Return about how many bytes each row holds: its text, and its columns of strings and lists."""
+    sizes = np.fromiter((len(one) if one else 0 for one in texts), dtype=np.int64, count=len(texts))
+    for column in batch.columns:
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            lengths = pc.binary_length(column)
+        elif pa.types.is_list(column.type):
+            lengths = pc.multiply(pc.list_value_length(column), 8)
+        else:
+            continue
+        sizes += pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return [int(size) for size in sizes]

@@ -232,5 +232,24 @@ def test_a_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=environment
         )
         assert "StorageError" in done.stderr
+    assert not path.exists()
     with durable.lock(path, what="out.parquet"):
         pass
+
+
+def test_a_lock_whose_file_was_removed_by_its_last_holder_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, removed = tmp_path / "lock", durable._try_lock, []
+
+    def after_the_holder_left(descriptor: int) -> bool:
+        if not removed:
+            path.unlink()  # between our open and our lock
+            removed.append(True)
+        return real(descriptor)
+
+    monkeypatch.setattr(durable, "_try_lock", after_the_holder_left)
+    with durable.lock(path, what="it"):
+        monkeypatch.undo()
+        with pytest.raises(StorageError, match="in use"):
+            durable.lock(path, what="it").__enter__()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vecmill.core.errors import InputError, TextTooLongError
-from vecmill.embedder.embedder import AsyncEmbedder, Embedder
+from vecmill.embedder.embedder import AsyncEmbedder, Embedder, LanguageWarning
 from vecmill.testing.fakes import FakeProvider
 
 
@@ -88,3 +88,17 @@ def test_the_manifest_carries_the_probe(provider: FakeProvider) -> None:
     assert probe is not None
     assert probe.shape == (3, 16)
     assert manifest.space == provider.info.space
+
+
+def test_texts_in_a_language_the_model_does_not_know_warn() -> None:
+    with Embedder("minilm") as embedder:
+        for text in ("我喜欢猫, 今天天气很好", "Ο μύλος στέκεται δίπλα στο ποτάμι και αλέθει"):
+            with pytest.warns(LanguageWarning, match="multilingual"):
+                embedder.embed([text])
+        embedder.embed(["The mill stands beside the river.", "Die Mühle steht am Fluss."])
+
+
+def test_embeddings_show_themselves_in_one_line(provider: FakeProvider) -> None:
+    assert repr(Embedder(provider=provider).embed(["a"])).startswith(
+        "Embeddings(1 vectors of 16 dimensions, fake:"
+    )

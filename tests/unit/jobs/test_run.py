@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from vecmill.core.errors import Error, InputError, JobError, UnavailableError, UnknownNameError
+from vecmill.core.config import load_settings
+from vecmill.core.errors import Error, InputError, JobError, StorageError, UnavailableError, UnknownNameError
 from vecmill.core.events import Event, Notice, Progress
+from vecmill.data.readers import ReadOptions
 from vecmill.data.vector_set import read_manifest, read_vectors
+from vecmill.embedder.probe import cached_probe
 from vecmill.jobs import windows
-from vecmill.jobs.plan import JobOptions, count_tokens, make_plan
+from vecmill.jobs.plan import JobOptions, Plan, count_tokens, make_plan
 from vecmill.jobs.run import Outcome, run
 from vecmill.jobs.store import list_jobs
 from vecmill.testing.fakes import FakeProvider
@@ -51,6 +55,9 @@ def embed(
     provider = provider or FakeProvider(dimensions=8, max_tokens=20)
 
     async def both() -> Outcome:
+        await cached_probe(
+            FakeProvider(dimensions=8), load_settings().cache_dir
+        )  # call 0 is window 0
         inputs = source if isinstance(source, list) else [source]
         plan = await make_plan(inputs, output, JobOptions(**options), provider=provider)
         return await run(plan, listen=listen)
@@ -183,7 +190,7 @@ def test_a_foreign_file_at_the_output_is_kept(write: Write, tmp_path: Path) -> N
 def test_a_resumed_job_gives_the_bytes_of_an_undisturbed_one(write: Write, tmp_path: Path) -> None:
     source = write("r.csv", [["text"], *[[f"text {i % 9}"] for i in range(30)]])
     embed(source, tmp_path / "calm.parquet")
-    for call in range(1, 9):
+    for call in range(8):
         output = tmp_path / f"o{call}.parquet"
         broken = FakeProvider(dimensions=8, max_tokens=20, faults={call: UnavailableError("gone")})
         with pytest.raises(UnavailableError):
@@ -194,7 +201,7 @@ def test_a_resumed_job_gives_the_bytes_of_an_undisturbed_one(write: Write, tmp_p
         assert digest(output) == digest(tmp_path / "calm.parquet")
         assert outcome.receipt["rows"] == 30
         first = next(event for event in seen if isinstance(event, Progress))
-        assert first.resumed_rows == first.rows == 4 * (call - 1)
+        assert first.resumed_rows == first.rows == 4 * call
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -350,3 +357,116 @@ def test_json_lines_keep_no_input_columns_so_nothing_clashes(write: Write, tmp_p
     source = write("r.csv", [["id", "text"], ["7", "a"]])
     embed(source, tmp_path / "o.jsonl", text="text")
     assert list(json.loads((tmp_path / "o.jsonl").read_text())) == ["file", "row", "embeddings"]
+
+
+def test_how_the_input_is_read_belongs_to_the_plan(tmp_path: Path) -> None:
+    source = tmp_path / "r.csv"
+    source.write_bytes(b"text\n5 \xa4\n")
+    embed(source, tmp_path / "o.parquet", read=ReadOptions(encoding="latin-1"))
+    with pytest.raises(InputError, match="other options"):
+        embed(source, tmp_path / "o.parquet", read=ReadOptions(encoding="iso-8859-15"))
+
+
+def test_overwrite_makes_a_damaged_output_again(write: Write, tmp_path: Path) -> None:
+    source = write("r.csv", REVIEWS)
+    embed(source, tmp_path / "o.parquet", text="body")
+    good = (tmp_path / "o.parquet").read_bytes()
+    bad = bytearray(good)
+    bad[200] ^= 255
+    (tmp_path / "o.parquet").write_bytes(bytes(bad))
+    assert embed(source, tmp_path / "o.parquet", text="body", overwrite=True).state == "complete"
+    assert (tmp_path / "o.parquet").read_bytes() == good
+
+
+def planned(source: Path, output: Path, provider: FakeProvider | None = None, **options: Any) -> Plan:
+    chosen = provider or FakeProvider(dimensions=8, max_tokens=20)
+    return asyncio.run(make_plan([source], output, JobOptions(**options), provider=chosen))
+
+
+def test_a_job_that_another_one_finished_meanwhile_says_so(write: Write, tmp_path: Path) -> None:
+    source, provider = write("r.csv", REVIEWS), FakeProvider(dimensions=8, max_tokens=20)
+    late = planned(source, tmp_path / "o.parquet", provider, text="body")
+    embed(source, tmp_path / "o.parquet", text="body")
+    before = digest(tmp_path / "o.parquet")
+    assert asyncio.run(run(late)).state == "already complete"
+    assert not any("fish" in call for call in provider.calls)
+    assert digest(tmp_path / "o.parquet") == before
+    other = write("s.csv", REVIEWS[:3])
+    with pytest.raises(InputError, match="there already"):
+        asyncio.run(run(replace(planned(other, tmp_path / "p.parquet", text="body"), target=late.target)))
+    assert digest(tmp_path / "o.parquet") == before
+
+
+def test_a_file_that_appears_at_the_target_meanwhile_is_kept(write: Write, tmp_path: Path) -> None:
+    async def appear(number: int) -> None:
+        (tmp_path / "o.parquet").write_bytes(b"precious")
+
+    provider = FakeProvider(dimensions=8, max_tokens=20, hook=appear)
+    with pytest.raises(JobError, match="somebody else"):
+        embed(write("r.csv", REVIEWS), tmp_path / "o.parquet", provider, text="body")
+    assert (tmp_path / "o.parquet").read_bytes() == b"precious"
+
+
+def test_input_that_changes_while_the_job_runs_is_refused(write: Write, tmp_path: Path) -> None:
+    source = write("r.csv", [["text"], ["old one"], ["old two"]])
+    plan = planned(source, tmp_path / "o.parquet")
+    write("r.csv", [["text"], ["new one"], ["new two"]])
+    with pytest.raises(Error, match="changed"):
+        asyncio.run(run(plan))
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_a_second_process_on_the_same_output_is_refused(write: Write, tmp_path: Path) -> None:
+    source = write("r.csv", REVIEWS)
+
+    async def second(number: int) -> None:
+        inner = await make_plan(
+            [source], tmp_path / "o.parquet", JobOptions(text="body"), provider=FakeProvider(dimensions=8)
+        )
+        with pytest.raises(StorageError, match="in use"):
+            await run(inner)
+
+    provider = FakeProvider(dimensions=8, max_tokens=20, hook=second)
+    assert embed(source, tmp_path / "o.parquet", provider, text="body").state == "complete"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "o.parquet",
+        "o.parquet.receipt.json",
+        "r.csv",
+    ]
+
+
+def test_the_output_in_the_input_folder_is_not_read_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a\n")
+    first = embed(tmp_path / "in", tmp_path / "in" / "o.parquet")
+    assert first.receipt["rows"] == 1
+    assert embed(tmp_path / "in", tmp_path / "in" / "o.parquet").state == "already complete"
+
+
+def test_unknown_choices_are_named_with_those_that_exist(write: Write, tmp_path: Path) -> None:
+    source = write("r.csv", REVIEWS)
+    for options in (
+        {"long_text": "avg"},
+        {"empty": "keep"},
+        {"input_type": "doc"},
+        {"output_format": "nope"},
+    ):
+        with pytest.raises(UnknownNameError):
+            embed(source, tmp_path / "o.parquet", text="body", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
+
+
+def test_an_id_column_that_holds_lists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"text": "a", "tags": ["x"]}\n')
+    with pytest.raises(InputError, match="tags"):
+        embed(tmp_path / "r.jsonl", tmp_path / "o.parquet", text="text", id_column="tags")
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_the_job_list_says_how_far_a_stopped_job_is(write: Write, tmp_path: Path) -> None:
+    source = write("r.csv", [["text"], *[[f"text {i}"] for i in range(16)]])
+    broken = FakeProvider(dimensions=8, max_tokens=20, faults={3: UnavailableError("gone")})
+    with pytest.raises(UnavailableError):
+        embed(source, tmp_path / "o.parquet", broken)
+    (job,) = list_jobs()
+    assert (job.state, job.rows, job.done) == ("stopped", 16, 12)

@@ -31,7 +31,7 @@ def stream(files: list[list[str]], batch_rows: int) -> Iterator[FileBatch]:
 def test_windows_do_not_depend_on_how_the_input_is_batched(files: list[list[str]], batch_rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "WINDOW_ROWS", 7)
-        patch.setattr(windows, "WINDOW_CHARACTERS", 40)
+        patch.setattr(windows, "WINDOW_BYTES", 40)
         found = list(cut(stream(files, batch_rows), TEXT))
         again = list(cut(stream(files, 3), TEXT))
     assert [window.texts for window in found] == [window.texts for window in again]
@@ -43,7 +43,8 @@ def test_windows_do_not_depend_on_how_the_input_is_batched(files: list[list[str]
         assert 1 <= len(window) <= 7
         assert window.batch.num_rows == len(window)
         assert window.batch.column("text").to_pylist() == window.texts
-        assert len(window) == 1 or sum(len(text or "") for text in window.texts) <= 40
+        size = sum(len(text or "") + len((text or "").encode()) for text in window.texts)
+        assert len(window) == 1 or size <= 40
 
 
 def test_what_is_no_text_is_found_again_in_its_window() -> None:
