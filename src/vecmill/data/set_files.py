@@ -23,6 +23,7 @@ from vecmill.core import durable
 from vecmill.core.errors import CorruptFileError, InputError, StorageError
 from vecmill.core.space import Manifest
 from vecmill.core.types import IntArray
+from vecmill.data.set_target import PART_NAME
 from vecmill.data.sidecar import (
     INDEX_NAME,
     Index,
@@ -31,8 +32,8 @@ from vecmill.data.sidecar import (
     read_embedded,
     read_index,
     read_sidecar,
+    sidecar_path,
 )
-from vecmill.data.writers import PART_NAME
 
 
 class SetFile(Protocol):
@@ -89,25 +90,34 @@ def open_set_file(path: Path, *, check: bool = True) -> SetFile:
         return _open_folder(path, check=check)
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    suffix = _suffix(path)
-    if suffix not in _OPENERS:
-        raise InputError(
-            f"{path}: vectors are not read from {suffix!r}; known: {', '.join(sorted(_OPENERS))}"
-        )
     with reading(path):
-        return _OPENERS[suffix](path)
+        return _opener(path)(path)
 
 
 def peek_manifest(path: Path) -> Manifest | None:
     """Read only the manifest: a footer, a schema or a sidecar."""
     if path.is_dir():
-        index = read_index(path)
-        return index.manifest if index is not None else _open_folder(path, check=False).manifest
-    if _suffix(path) in (".parquet", ".pq", ".arrow", ".feather", ".arrows"):
-        return open_set_file(path, check=False).manifest
+        return _open_folder(path, check=False).manifest
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    if _opener(path) in (_open_parquet, _open_arrow):
+        return open_set_file(path, check=False).manifest
     return peek_sidecar(path)
+
+
+def _opener(path: Path) -> Callable[[Path], SetFile]:
+    """Choose by suffix; where that says nothing, by the first bytes."""
+    suffix = _suffix(path)
+    if suffix in _OPENERS:
+        return _OPENERS[suffix]
+    with path.open("rb") as file:
+        head = file.read(6)
+    for magic, opener in _BY_MAGIC.items():
+        if head.startswith(magic):
+            return opener
+    if head.startswith(b"{") and sidecar_path(path).exists():
+        return _open_jsonl
+    raise InputError(f"{path}: vectors are not read from {suffix!r}; known: {', '.join(sorted(_OPENERS))}")
 
 
 @contextmanager
@@ -475,4 +485,9 @@ _OPENERS: dict[str, Callable[[Path], SetFile]] = {
     ".csv": _open_csv,
     ".tsv": _open_csv,
     ".npy": _open_npy,
+}
+_BY_MAGIC: dict[bytes, Callable[[Path], SetFile]] = {
+    b"PAR1": _open_parquet,
+    b"ARROW1": _open_arrow,
+    b"\x93NUMPY": _open_npy,
 }

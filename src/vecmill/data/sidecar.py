@@ -154,6 +154,12 @@ def read_sidecar(path: Path) -> Sidecar | None:
     )
 
 
+def has_previous(path: Path) -> bool:
+    """Whether the sidecar of a data file also speaks for content that is being replaced, or was."""
+    values = _read(sidecar_path(path))
+    return values is not None and "previous" in values
+
+
 def peek_sidecar(path: Path) -> Manifest | None:
     """Read the manifest of the content a data file has now; None without a sidecar. Cost: as `read_sidecar`.
 

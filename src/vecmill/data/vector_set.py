@@ -28,7 +28,8 @@ class VectorSet:
 
     Attributes:
         path: The file or folder.
-        manifest: What the set says about itself; None for a file from elsewhere.
+        manifest: What the set says about these vectors; None for a file from elsewhere, and for a column of
+            vectors in a set of ours that its manifest does not speak of.
         ids: The id of every row, also of those without a vector.
         vectors: (m, d) float32, C order: the rows that have a vector.
         rows: (m,) int64, ascending: the position in the set of each vector.
@@ -106,14 +107,15 @@ def read_vectors(
     column = _vector_column(file, vector_column)
     vectors, rows = _gather(file, column)
     dimensions = vectors.shape[1]
-    if file.manifest is not None and vector_column is None and dimensions != file.manifest.dimensions:
+    manifest = _speaking_of(file, column)
+    if manifest is not None and dimensions != manifest.dimensions:
         raise CorruptFileError(
-            f"{path}: vectors have {dimensions} dimensions, the manifest says {file.manifest.dimensions}"
+            f"{path}: vectors have {dimensions} dimensions, the manifest says {manifest.dimensions}"
         )
     others = tuple(name for name in file.schema.names if name != column)
     return VectorSet(
         path=str(path),
-        manifest=file.manifest,
+        manifest=manifest,
         ids=_ids(file, id_column),
         vectors=vectors,
         rows=rows,
@@ -175,6 +177,11 @@ def _vector_column(file: SetFile, asked: str | None) -> str:
         f"{file.path} has no column of vectors; its columns: {', '.join(names) or 'none'}; if one holds them "
         "as JSON lists, name it with vector_column"
     )
+
+
+def _speaking_of(file: SetFile, column: str) -> Manifest | None:
+    """Return the manifest if it describes this column's vectors."""
+    return file.manifest if file.manifest is not None and file.manifest.vector == column else None
 
 
 def _is_vectors(kind: pa.DataType) -> bool:
@@ -252,8 +259,9 @@ def _gather(file: SetFile, column: str) -> tuple[Vectors, IntArray]:
 
 def _declared_width(file: SetFile, column: str) -> int:
     kind = file.schema.field(column).type
-    if file.manifest is not None:
-        return file.manifest.dimensions
+    manifest = _speaking_of(file, column)
+    if manifest is not None:
+        return manifest.dimensions
     return kind.list_size if pa.types.is_fixed_size_list(kind) else 0
 
 

@@ -23,12 +23,23 @@ from vecmill.core import durable
 from vecmill.core.errors import InputError, StorageError, unknown_name
 from vecmill.core.space import Manifest
 from vecmill.core.types import Vectors
+from vecmill.data.set_target import (
+    CLASH,
+    FORMATS,
+    PART_NAME,
+    check_target,
+    ensure_ours,
+    ensure_writable,
+    leaves_of,
+    not_vectors,
+    output_format,
+)
 from vecmill.data.sidecar import (
-    INDEX_NAME,
     Index,
     Part,
     Sidecar,
     embedded,
+    has_previous,
     read_index,
     read_sidecar,
     sidecar_path,
@@ -36,44 +47,12 @@ from vecmill.data.sidecar import (
     write_sidecar,
 )
 
-FORMATS = ("parquet", "directory", "arrow", "jsonl", "npy")
-"""The names of the layouts a set can be written in."""
-
 PART_ROWS = 262_144
 """Rows of a directory's part at most."""
 
-PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}\.parquet")
-
-_SUFFIXES = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".jsonl": "jsonl",
-    ".npy": "npy",
-}
+__all__ = ["FORMATS", "PART_NAME", "check_target", "finish_set", "output_format", "write_set"]
 
 Batches: TypeAlias = Iterable[pa.RecordBatch]
-
-
-def output_format(path: str | Path) -> str:
-    """Name the layout a path asks for: by suffix; a folder, a trailing slash or no suffix is a directory.
-
-    Raises:
-        InputError: The suffix is of no layout.
-    """
-    text = str(path)
-    if text.endswith(("/", "\\")) or Path(text).is_dir():
-        return "directory"
-    suffix = Path(text).suffix.lower()
-    if not suffix:
-        return "directory"
-    if suffix not in _SUFFIXES:
-        known = ", ".join(sorted(_SUFFIXES))
-        raise InputError(
-            f"{text}: no vector set is written as {suffix!r}; use one of {known}, or a folder's name"
-        )
-    return _SUFFIXES[suffix]
 
 
 def write_set(
@@ -103,16 +82,41 @@ def write_set(
         WriteError: The disk does not take it; what was there before is intact.
     """
     layout = format or output_format(path)
-    if layout not in FORMATS:
-        raise InputError(f"unknown format {layout!r}; known: {', '.join(FORMATS)}")
-    vector = schema.field(manifest.vector) if manifest.vector in schema.names else None
-    if vector is None or vector.type != pa.list_(pa.float32(), manifest.dimensions):
-        raise InputError(
-            f"column {manifest.vector!r} must be fixed_size_list<float>[{manifest.dimensions}], "
-            f"but is {'absent' if vector is None else vector.type}"
-        )
+    ensure_writable(Path(path), schema, layout, manifest.vector)
+    kind = schema.field(manifest.vector).type
+    if kind.list_size != manifest.dimensions:
+        raise InputError(not_vectors(manifest.vector, str(manifest.dimensions), kind))
     job = _Job(Path(path), schema.remove_metadata(), manifest, tuple(columns_json))
     _WRITERS[layout](job, _counted(batches, job.schema, manifest))
+
+
+def finish_set(path: Path, format: str) -> None:  # noqa: A002  # as above
+    """Do what a crash kept `write_set` from doing after the new set was in place; then its bytes are final.
+
+    Removes parts that `_vecmill.json` does not name, takes the replaced content out of a sidecar, and removes
+    what unfinished writes left. Nothing is done twice; without a whole set at `path` nothing is done.
+
+    Args:
+        path: A set as `write_set` was told.
+        format: Its layout, one of `FORMATS`.
+
+    Raises:
+        WriteError: The disk does not take it; the set stays readable.
+        CorruptFileError: A sidecar does not speak of the file beside it.
+    """
+    if format == "directory":
+        index = _readable_index(path)
+        if index is not None:
+            durable.remove_leftovers(path)
+            _remove_parts(path, {part.name for part in index.parts})
+        return
+    durable.remove_leftovers(path.parent, path.name)
+    if format in ("jsonl", "npy"):
+        durable.remove_leftovers(path.parent, sidecar_path(path).name)
+        if path.is_file() and has_previous(path):
+            present = read_sidecar(path)
+            if present is not None:
+                write_sidecar(path, present)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +152,8 @@ def _write_parquet(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
 
 def _parquet_file(path: Path, job: _Job, batches: Iterable[pa.RecordBatch]) -> int:
     """Write one Parquet file with the manifest in its footer; return its rows."""
-    leaves = _leaves(job.schema)
-    vector = [leaf for leaf in leaves if leaf.split(".")[0] == job.manifest.vector]
+    leaves = leaves_of(job.schema)
+    vector = [f"{job.manifest.vector}.list.element"]  # an input column may be named "embedding.note"
     others = [leaf for leaf in leaves if leaf not in vector]
     rows = 0
     with pq.ParquetWriter(
@@ -168,18 +172,10 @@ def _parquet_file(path: Path, job: _Job, batches: Iterable[pa.RecordBatch]) -> i
     return rows
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Name the columns as Parquet does: `error.code`, `embedding.list.element`."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [columns.column(i).path for i in range(len(columns))]
-
-
 def _write_directory(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
     folder = job.path
     durable.make_dir(folder)
-    _ensure_ours(folder)
+    ensure_ours(folder)
     durable.remove_leftovers(folder)
     old = _readable_index(folder)
     in_use = {part.name: part for part in old.parts} if old else {}
@@ -188,7 +184,10 @@ def _write_directory(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
     for windows in _by_part(batches):
         parts.append(_write_part(job, windows, f"{len(parts):05d}", tag, in_use))
     write_index(folder, Index(job.manifest, tuple(parts)))
-    current = {part.name for part in parts}
+    _remove_parts(folder, {part.name for part in parts})
+
+
+def _remove_parts(folder: Path, current: set[str]) -> None:
     for entry in sorted(folder.iterdir()):
         if PART_NAME.fullmatch(entry.name) and entry.name not in current:
             durable.remove(entry)
@@ -218,15 +217,6 @@ def _readable_index(folder: Path) -> Index | None:
         return read_index(folder)
     except StorageError:
         return None
-
-
-def _ensure_ours(folder: Path) -> None:
-    """Refuse a folder with anything in it but a vector set: readers of `*.parquet` would mix the two."""
-    for entry in sorted(folder.iterdir()):
-        if not (entry.name == INDEX_NAME or PART_NAME.fullmatch(entry.name) or entry.name.startswith(".")):
-            raise InputError(
-                f"{folder} holds {entry.name!r}, which belongs to no vector set; name a new or empty folder"
-            )
 
 
 def _tag(manifest: Manifest) -> str:
@@ -276,7 +266,7 @@ def _write_arrow(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
 def _write_jsonl(job: _Job, batches: Iterator[pa.RecordBatch]) -> None:
     for name in job.columns_json:
         if name == "embeddings":
-            raise InputError(f"column {name!r} clashes with the vectors' key in JSON lines; leave it out")
+            raise InputError(CLASH)
         if name not in job.schema.names:
             raise unknown_name("column", name, job.schema.names)
 

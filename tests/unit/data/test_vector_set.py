@@ -20,7 +20,7 @@ from vecmill.data.writers import write_set
 D = 4
 
 
-def own_set(path: Path, n: int = 10, *, seed: int = 0, **fields: Any) -> Manifest:
+def own_set(path: Path, n: int = 10, *, seed: int = 0, layout: str | None = None, **fields: Any) -> Manifest:
     """Write a set of n rows in row groups of 3; row 1 has no vector."""
     vectors = np.random.default_rng(seed).standard_normal((n, D), dtype=np.float32)
     schema = pa.schema(
@@ -42,7 +42,7 @@ def own_set(path: Path, n: int = 10, *, seed: int = 0, **fields: Any) -> Manifes
         "fake:a", "0" * 32, D, normalized=False, rows=n, text="body", plan="ab" * 16, **fields
     )
     batches = [batch for start in range(0, n, 3) for batch in table.slice(start, 3).to_batches()]
-    write_set(path, schema, batches, manifest)
+    write_set(path, schema, batches, manifest, format=layout)
     return manifest
 
 
@@ -129,6 +129,22 @@ def test_a_row_without_vector_keeps_its_place(tmp_path: Path) -> None:
     assert found.total_rows == len(found) == 10
     assert found.rows.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 9]
     assert len(found.ids) == 10
+
+
+def test_the_manifest_speaks_for_its_own_column_of_vectors_only(tmp_path: Path) -> None:
+    own = pa.array([[1.0] * D, None], pa.list_(pa.float32(), D))
+    table = pa.table({"body": ["x", "y"], "id": ["i", "j"], "theirs": [[1.0, 2.0]] * 2, "embedding": own})
+    manifest = Manifest("m", "0" * 32, D, normalized=True, rows=2, text="body")
+    for name in ("a.parquet", "a", "a.arrow"):
+        write_set(tmp_path / name, table.schema, table.to_batches(), manifest)
+        found = read_vectors(tmp_path / name, vector_column="theirs")
+        assert found.manifest is None
+        assert (found.dimensions, found.ids, found.text_column) == (2, ["i", "j"], "body")
+        assert found.columns == ("body", "id", "embedding")
+        assert read_vectors(tmp_path / name, vector_column="embedding").manifest == manifest
+    nulls = table.set_column(2, "theirs", pa.nulls(2, pa.list_(pa.float32(), 3)))
+    write_set(tmp_path / "b.parquet", nulls.schema, nulls.to_batches(), manifest)
+    assert read_vectors(tmp_path / "b.parquet", vector_column="theirs").vectors.shape == (0, 3)
 
 
 def parquet(path: Path, **columns: Any) -> Path:
@@ -391,6 +407,35 @@ def test_a_manifest_is_given_only_for_the_content_it_speaks_of(tmp_path: Path) -
     (tmp_path / "a.npy").write_bytes(b"damaged")
     with pytest.raises(CorruptFileError, match="was written for"):
         read_manifest(tmp_path / "a.npy")
+
+
+def test_the_manifest_of_a_directory_is_read_only_if_its_parts_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "PART_ROWS", 6)
+    own_set(tmp_path / "a", 20)
+    part = tmp_path / "a" / "part-abababab-00001.parquet"
+    whole = part.read_bytes()
+    part.unlink()
+    with pytest.raises(CorruptFileError, match=f"the part {part.name} is missing"):
+        read_manifest(tmp_path / "a")
+    part.write_bytes(whole[:-50])
+    with pytest.raises(CorruptFileError, match=part.name):
+        read_manifest(tmp_path / "a")
+    own_set(tmp_path / "b", 7)
+    part.write_bytes((tmp_path / "b" / part.name).read_bytes())
+    with pytest.raises(CorruptFileError, match=part.name):
+        read_manifest(tmp_path / "a")
+
+
+@pytest.mark.parametrize("layout", ["parquet", "arrow", "npy", "jsonl"])
+@pytest.mark.parametrize("name", ["o.dat", "o"])
+def test_a_set_under_any_name_opens_by_its_first_bytes(tmp_path: Path, layout: str, name: str) -> None:
+    manifest = own_set(tmp_path / name, layout=layout)
+    assert read_manifest(tmp_path / name) == manifest
+    found = read_vectors(tmp_path / name)
+    assert (found.manifest, len(found), found.dimensions) == (manifest, 10, D)
+    assert found.ids[3] == "a#3"
 
 
 def test_a_long_list_of_strings_is_not_read_as_vectors(tmp_path: Path) -> None:

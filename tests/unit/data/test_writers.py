@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import errno
@@ -22,7 +23,7 @@ from vecmill.core.errors import CorruptFileError, InputError, WriteError
 from vecmill.core.space import Manifest
 from vecmill.data import writers
 from vecmill.data.vector_set import VectorSet, read_manifest, read_vectors
-from vecmill.data.writers import output_format, write_set
+from vecmill.data.writers import check_target, finish_set, output_format, write_set
 from vecmill.testing.crash import recording, replay
 
 ERROR = pa.struct(
@@ -194,6 +195,39 @@ def opened(path: Path) -> VectorSet | None:
         raise
 
 
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_set_that_came_into_place_before_a_power_cut_can_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, existed: bool
+) -> None:
+    monkeypatch.setattr(writers, "PART_ROWS", 4)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if existed:
+        write(disk / name, 12, seed=1)
+    with recording(disk) as record:
+        write(disk / name)
+    unfinished = 0
+    for state, folder in replay(record, tmp_path / "states"):
+        found = opened(folder / name)
+        if found is None or len(found) != 10:
+            continue
+        unfinished += tree(folder) != tree(disk)
+        finish_set(folder / name, output_format(name))
+        assert tree(folder) == tree(disk), state.description
+        with durable.watching(Failing(0)):  # nothing is left to do
+            finish_set(folder / name, output_format(name))
+    assert unfinished or not existed or name in ("set.parquet", "set.arrow")
+
+
+def test_nothing_is_finished_where_no_set_is(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "part-00000001-00000.parquet").write_bytes(b"part")
+    for name in ("set", "absent", "absent.jsonl", "absent.parquet"):
+        finish_set(tmp_path / name, output_format(tmp_path / name))
+    assert tree(tmp_path) == {"set/part-00000001-00000.parquet": b"part"}
+
+
 @pytest.mark.parametrize("name", ["set.jsonl", "set.npy"])
 def test_a_foreign_file_stays_readable_until_ours_is_in_place(tmp_path: Path, name: str) -> None:
     disk = tmp_path / "disk"
@@ -297,6 +331,98 @@ def test_a_schema_without_the_vectors_is_refused(tmp_path: Path) -> None:
         write_set(tmp_path / "a.parquet", schema(), [], Manifest("m", "0" * 32, D + 1, False))
     with pytest.raises(InputError, match="unknown format 'xml'"):
         write(tmp_path / "a.parquet", format="xml")
+
+
+def target(path: Path, layout: str | None = None, *columns: pa.Field, vector: str = "embedding") -> None:
+    fields = [*columns, pa.field(vector, pa.list_(pa.float32(), D))]
+    check_target(path, pa.schema(fields), layout or output_format(path), vector=vector)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_good_target_is_accepted_and_untouched(tmp_path: Path, name: str) -> None:
+    target(tmp_path / "new" / "deep" / name)
+    write(tmp_path / name)
+    before = tree(tmp_path)
+    target(tmp_path / name)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "error", "message"),
+    [
+        (
+            "a.parquet",
+            "xml",
+            InputError,
+            "unknown format 'xml'; known: parquet, directory, arrow, ",
+        ),
+        ("full", "directory", InputError, "holds 'notes.txt', which belongs to no vector set"),
+        ("full", "parquet", InputError, "is a folder, and the set would be a file"),
+        ("file", "directory", InputError, "is a file, and the set would be a folder"),
+        ("pipe", "npy", InputError, "is not a regular file"),
+        ("file/deep/a.npy", None, WriteError, "file is a file; choose another folder"),
+        ("odd.npy", None, InputError, r"odd\.npy\.vecmill\.json is a folder"),
+        ("locked/a.npy", None, WriteError, "you may not write in"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    layout: str | None,
+    error: type[Exception],
+    message: str,
+) -> None:
+    for folder in ("full", "odd.npy.vecmill.json", "locked"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / "notes.txt").write_bytes(b"mine")
+    (tmp_path / "file").write_bytes(b"mine")
+    os.mkfifo(tmp_path / "pipe")
+    allowed = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).name != "locked" and allowed(p, mode))
+    with pytest.raises(error, match=message):
+        target(tmp_path / name, layout)
+    with pytest.raises(error, match=message):
+        write(tmp_path / name, format=layout)
+    (tmp_path / "pipe").unlink()
+    assert tree(tmp_path) == {"full/notes.txt": b"mine", "file": b"mine"}
+
+
+def test_columns_that_do_not_fit_the_format_are_refused_before_any_work(tmp_path: Path) -> None:
+    embeddings = pa.field("embeddings", pa.string())
+    with pytest.raises(InputError, match="'embeddings' clashes"):
+        target(tmp_path / "a.jsonl", None, embeddings)
+    target(tmp_path / "a.jsonl", vector="embeddings")
+    target(tmp_path / "a.npy", None, embeddings)
+    odd = pa.field("odd", pa.month_day_nano_interval())
+    for name in ("a.parquet", "set"):
+        with pytest.raises(InputError, match="'odd' is month_day_nano_interval, which Parquet does not hold"):
+            target(tmp_path / name, None, pa.field("fine", pa.string()), odd)
+    target(tmp_path / "a.arrow", None, odd)
+    lists = pa.schema([("embedding", pa.list_(pa.float32()))])
+    with pytest.raises(InputError, match=r"'embedding' must be fixed_size_list.*but is list"):
+        check_target(tmp_path / "a.npy", lists, "npy", vector="embedding")
+
+
+def test_json_lines_do_not_clash_with_a_column_they_drop(tmp_path: Path) -> None:
+    vectors = pa.array([[0.5] * D], pa.list_(pa.float32(), D))
+    batch = pa.record_batch({"embeddings": ["x"], "embedding": vectors})
+    write_set(tmp_path / "a.jsonl", batch.schema, [batch], manifest(1))
+    assert orjson.loads((tmp_path / "a.jsonl").read_bytes()) == {"embeddings": [0.5] * D}
+
+
+@pytest.mark.parametrize("vector", ["embedding", "my.vector"])
+def test_a_column_named_as_if_inside_the_vectors_is_written(tmp_path: Path, vector: str) -> None:
+    vectors = pa.array([[0.5] * D], pa.list_(pa.float32(), D))
+    batch = pa.record_batch({f"{vector}.note": ["x"], f"{vector}.n": [1], vector: vectors})
+    told = dataclasses.replace(manifest(1), vector=vector)
+    for name in ("a.parquet", "set"):
+        write_set(tmp_path / name, batch.schema, [batch], told)
+        found = read_vectors(tmp_path / name)
+        assert found.records([0]) == [{f"{vector}.note": "x", f"{vector}.n": 1}]
+        assert found.vectors.tolist() == [[0.5] * D]
+    chunk = pq.ParquetFile(str(tmp_path / "a.parquet")).metadata.row_group(0).column(2)
+    assert "BYTE_STREAM_SPLIT" in chunk.encodings
 
 
 def test_parquet_stores_vectors_split_by_byte_and_checks_its_pages(tmp_path: Path) -> None:
