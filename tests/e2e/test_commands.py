@@ -143,7 +143,7 @@ def test_a_vector_file_searches_one_result_per_vector(vecmill: Run, notes: Path,
         (
             ["embed", "notes.csv", "--text", "text", "--id", "id", "-o", "o.parquet", "-m", "minilmm"],
             1,
-            "MiniLM",
+            "did you mean 'minilm'",
         ),
         (["embed", "notes.csv", "--text", "text", "--id", "id", "-o", "notes.csv/o.parquet"], 1, "notes.csv"),
         (["embed", "notes.csv", "--columns", "a,,b", "-o", "o.parquet"], 2, "--columns"),
@@ -267,6 +267,25 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(vecmill: R
     assert not plan["complete"]
 
 
+def test_an_interrupt_ends_the_wait_for_standard_input(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vecmill.cli", "embed", "-", "--format", "txt", "-o", "o.parquet"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write("one line\n" * 100_000)  # more than a pipe holds: now it is being read
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)  # the pipe stays open all the time
+        finally:
+            process.kill()
+        said = process.stderr.read()
+    assert (process.returncode, said.strip()) == (130, "interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_demo_shows_the_main_job(vecmill: Run, tmp_path: Path) -> None:
     done = vecmill("demo", "here")
     assert done.returncode == 0, done.stderr
@@ -288,6 +307,19 @@ def test_the_sample_comes_with_the_package_and_is_whole() -> None:
     assert len(rows) == 88
     assert len({row["id"] for row in rows}) == 88
     assert all(row["title"] and row["text"] and len(row["text"]) < 400 for row in rows)
+
+
+def test_bench_takes_the_texts_it_is_given(vecmill: Run, notes: Path) -> None:
+    short = ("--rounds", "1", "--starts", "0", "--json")
+    done = vecmill("bench", "local", "--input", notes, "--text", "text", "--texts", "3", *short)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)["data"]
+    assert (data["source"], data["texts"]) == ("notes.csv", 3)
+    few = vecmill("bench", "local", "--input", notes, "--template", "{id}: {text}", "--texts", "4", *short)
+    assert few.returncode == 1
+    assert "3 different texts are there, 4 are asked for" in few.stderr
+    for wrong in (("--text", "text"), ("--input", notes, "--data", notes)):
+        assert vecmill("bench", "local", *wrong).returncode == 2
 
 
 def test_bench_measures_this_machine_and_writes_the_result_file(vecmill: Run, tmp_path: Path) -> None:

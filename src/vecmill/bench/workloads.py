@@ -7,11 +7,16 @@ three. With news stories that is about 58 tokens on average and 155 at the 95th 
 from __future__ import annotations
 
 import csv
+import hashlib
 import random
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vecmill.core.errors import InputError
+from vecmill.data.readers import batches, scan
+from vecmill.data.sources import resolve
+from vecmill.data.template import choose_text, template_columns
 
 _STORIES = (0, 1, 2, 3)
 _WEIGHTS = (4, 5, 2, 1)
@@ -87,6 +92,56 @@ def read_stories(path: Path) -> list[tuple[str, str]]:
     if len(header) < 2 or not stories:
         raise InputError(f"{path}: needs two columns, title and description, and at least one row")
     return stories
+
+
+def read_texts(
+    inputs: Sequence[str | Path],
+    n: int,
+    *,
+    text: str | None = None,
+    template: str | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Draw n different texts from tables, every one as likely as the other.
+
+    Reads everything, keeps n texts in memory. Texts without a visible character are left out.
+
+    Args:
+        inputs: Files, folders, globs or URLs, as a job takes them.
+        n: Texts to return.
+        text: The column of the texts; None where only one column holds text.
+        template: Joins columns, instead of `text`.
+        seed: Of the draw.
+
+    Raises:
+        InputError: There are fewer than n different texts, or it is not clear which column holds them.
+        StorageError: A file is damaged.
+    """
+    columns = () if text is None else (text,)
+    mentioned = () if template is None else template_columns(template)
+    with tempfile.TemporaryDirectory(prefix="vecmill-bench-") as folder:
+        sources = resolve(inputs, spool_dir=Path(folder))
+        seen = scan(sources, text_columns=columns, template_columns=mentioned)
+        chosen = choose_text(seen, text=text, template=template)
+        rows = batches(sources, seen, text_columns=columns, template_columns=mentioned)
+        drawn = _drawn((one for batch in rows for one in chosen.texts(batch.batch)), n, seed)
+    if len(drawn) < n:
+        raise InputError(f"{len(drawn)} different texts are there, {n} are asked for: ask for fewer")
+    return drawn
+
+
+def _drawn(texts: Iterable[str | None], n: int, seed: int) -> list[str]:
+    """Keep the n different texts of the smallest keyed hashes: a draw that needs no count before."""
+    kept: dict[str, bytes] = {}
+    for text in texts:
+        if text is None or not text.strip() or text in kept:
+            continue
+        kept[text] = hashlib.blake2b(
+            text.encode("utf-8", "surrogatepass"), digest_size=16, key=str(seed).encode()
+        ).digest()
+        if len(kept) >= 2 * n + 1000:
+            kept = dict(sorted(kept.items(), key=lambda item: item[1])[:n])
+    return sorted(kept, key=lambda text: kept[text])[:n]
 
 
 def synthetic_stories(n: int = 200, *, seed: int = 0) -> list[tuple[str, str]]:

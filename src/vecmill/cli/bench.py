@@ -27,18 +27,46 @@ def bench() -> None:
     help="Full-precision weights.",
 )
 @click.option(
+    "--input", "inputs", multiple=True, metavar="INPUT", help="Texts to draw from, as `embed` reads."
+)
+@click.option("--text", "column", metavar="COLUMN", help="The column of the texts of --input.")
+@click.option("--template", metavar="TEMPLATE", help="Make the texts of --input.")
+@click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE.csv",
-    help="Columns title, description.",
+    help="Stories, title and description, joined to mixed lengths.",
 )
-@click.option("--texts", type=click.IntRange(min=2), default=256, show_default=True, help="Texts of a round.")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Rounds kept.")
-@click.option("--starts", type=click.IntRange(min=0), default=5, show_default=True, help="Cold starts kept.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of each system."
+    "--texts",
+    type=click.IntRange(min=2),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Texts of a round.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order and the texts.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=7, show_default=True, metavar="N", help="Rounds kept."
+)
+@click.option(
+    "--starts",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Cold starts kept.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Cores of each system.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order and the texts."
+)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False), metavar="FILE.json", help="Write the result file."
 )
@@ -48,6 +76,9 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def local(
     folder: str | None,
+    inputs: tuple[str, ...],
+    column: str | None,
+    template: str | None,
     data: str | None,
     texts: int,
     output: str | None,
@@ -60,19 +91,35 @@ def local(
     Runs our engine, sentence-transformers, and ONNX Runtime the way fastembed does, in turns; prints rates,
     ratios with their intervals, and how near the vectors are to full precision. Peers need `vecmill[bench]`
     and --model; without them the built-in model is measured alone. Takes minutes.
-    """
+
+    The texts are synthetic ones of mixed lengths, or drawn from --input or --data.
+
+    \b
+    vecmill bench local
+    vecmill bench local --input reviews.csv --text review --model ./all-MiniLM-L6-v2 -o result.json
+    """  # noqa: D301 - the character by which click keeps the lines
     from vecmill.bench import workloads
     from vecmill.bench.local import run_local
     from vecmill.bench.report import render
 
-    if data is None:
-        stories, source = workloads.synthetic_stories(seed=given["seed"]), "synthetic sentences"
+    if inputs and data is not None:
+        raise click.UsageError("--input and --data are both given: use one")
+    if (column or template) and not inputs:
+        raise click.UsageError("--text and --template choose from the columns of --input: give that too")
+    seed = given["seed"]
+    if inputs:
+        drawn = workloads.read_texts(inputs, texts, text=column, template=template, seed=seed)
+        source = ", ".join(Path(name).name for name in inputs)
     else:
-        stories, source = workloads.read_stories(Path(data)), Path(data).name
+        stories = (
+            workloads.synthetic_stories(seed=seed) if data is None else workloads.read_stories(Path(data))
+        )
+        drawn = workloads.mixed_lengths(stories, texts, seed=seed)
+        source = ("synthetic sentences" if data is None else Path(data).name) + ", mixed lengths"
     report = run_local(
         model_folder=None if folder is None else Path(folder),
-        texts=workloads.mixed_lengths(stories, texts, seed=given["seed"]),
-        source=f"{source}, mixed lengths",
+        texts=drawn,
+        source=source,
         out=None if output is None else Path(output),
         peer_python=None if peer_python is None else Path(peer_python),
         settings=load_settings(),

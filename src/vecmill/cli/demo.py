@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from vecmill.cli.output import say, table, tell
 from vecmill.cli.progress import ProgressLine
 from vecmill.core.config import load_settings
+from vecmill.embedder.background import run_sync
 
 if TYPE_CHECKING:
     from vecmill.collection.search import SearchResult
@@ -40,10 +40,10 @@ def demo(folder: str | None) -> int:
     table_file, vector_set = target / "notes.csv", target / "notes.parquet"
     table_file.write_bytes(SAMPLE.read_bytes())
     say(f'$ vecmill embed {table_file} --template "{TEMPLATE}" --id id -o {vector_set}')
-    code = asyncio.run(_embed(table_file, vector_set))
+    code = run_sync(_embed(table_file, vector_set))
     if code:
         return code
-    for result in asyncio.run(_search(vector_set)):
+    for result in run_sync(_search(vector_set)):
         say("", f'$ vecmill search {vector_set} "{result.query}" -k 3', *_lines(result))
     say(
         "",

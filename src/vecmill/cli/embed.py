@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from vecmill.cli.output import count, duration, emit, say, table, tell
 from vecmill.cli.progress import ProgressLine
 from vecmill.core.config import load_settings
+from vecmill.embedder.background import run_sync
 
 if TYPE_CHECKING:
     from vecmill.jobs.plan import JobOptions, Plan
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     "--input-type",
     type=click.Choice(["document", "query"]),
     default="document",
+    show_default=True,
     help="The role of the texts.",
 )
 @click.option("--device", metavar="DEVICE", help="Where a local model runs: CPU, GPU, NPU, AUTO.")
@@ -80,14 +81,16 @@ if TYPE_CHECKING:
 @click.option("--records", metavar="KEY", help="json: where the records lie, such as data or a.b.")
 @click.option("--any-language", is_flag=True, help="Go on where the model does not know most of the words.")
 @click.option(
-    "--overwrite", is_flag=True, help="Replace an output that is there; it stays until the new one is whole."
+    "--overwrite",
+    is_flag=True,
+    help="Make the output anew, even a complete one; the old one stays until the new one is whole.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, with all texts and tokens counted, and stop."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt, or the plan, as one JSON object.")
 def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **given: Any) -> int:
-    r"""Embed every row of tables into one vector set.
+    """Embed every row of tables into one vector set.
 
     INPUT is a file (csv, tsv, parquet, json, jsonl, arrow, feather, txt, also .gz and .zst), a folder, a
     glob, a URL, or - for standard input with --format. All columns are kept and the vectors added.
@@ -99,13 +102,13 @@ def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **
     vecmill embed reviews.csv --text review -o reviews.parquet
     vecmill embed reviews.csv --template "Title: {Summary}; Content: {Text}" -o reviews.parquet
     zcat log.jsonl.gz | vecmill embed - --format jsonl --text message -o log.parquet
-    """
+    """  # noqa: D301 - the character by which click keeps the lines
     options = job_options(given)
     if dry_run:
-        asyncio.run(_dry_run(inputs, output, options, as_json=as_json))
+        run_sync(_dry_run(inputs, output, options, as_json=as_json))
         return 0
     started = time.monotonic()
-    outcome = asyncio.run(_run(inputs, output, options))
+    outcome = _run(inputs, output, options)
     tell(summary(outcome, time.monotonic() - started))
     if as_json:
         emit(
@@ -166,15 +169,23 @@ def summary(outcome: Outcome, seconds: float) -> str:
     return f"{outcome.state}: {', '.join(parts)} -> {outcome.output}"
 
 
-async def _run(inputs: tuple[str, ...], output: str, options: JobOptions) -> Outcome:
+def _run(inputs: tuple[str, ...], output: str, options: JobOptions) -> Outcome:
     from dataclasses import replace
 
     from vecmill.jobs.plan import make_plan
     from vecmill.jobs.run import run
 
-    plan = await make_plan(inputs, output, options, settings=load_settings())
-    with ProgressLine() as line:
-        outcome = await run(plan, listen=line)
+    plan = run_sync(make_plan(inputs, output, options, settings=load_settings()))
+    try:
+        with ProgressLine() as line:
+            outcome = run_sync(run(plan, listen=line))
+    except KeyboardInterrupt as error:
+        if not plan.state.windows():
+            raise
+        kept = "what was finished is kept, and the same command goes on from there"
+        raise KeyboardInterrupt(kept) from error
+    finally:
+        run_sync(plan.provider.close())
     return replace(outcome, receipt=_with_policy(outcome.receipt, plan))
 
 

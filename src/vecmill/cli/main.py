@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -103,7 +105,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="vecmill")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def cli() -> None:
-    r"""Turn tables of text into vectors you can search, serve and trust.
+    """Turn tables of text into vectors you can search, serve and trust.
 
     Everything runs on this machine: a model comes with the package. Results go to stdout, progress to stderr.
 
@@ -111,7 +113,7 @@ def cli() -> None:
     vecmill demo
     vecmill embed reviews.csv --text review -o reviews.parquet
     vecmill search reviews.parquet "arrived broken"
-    """
+    """  # noqa: D301 - the character by which click keeps the lines
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -129,9 +131,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        goes_on = "; what was finished is kept, and the same command goes on from there"
-        _say(f"interrupted{goes_on if 'embed' in given[:1] else ''}")
+    except (KeyboardInterrupt, click.Abort) as error:
+        why = str(error.__cause__ or error)
+        _say(f"interrupted; {why}" if why else "interrupted")
         return INTERRUPTED
     except errors.Error as error:
         if debug:
@@ -153,8 +155,18 @@ def exit_code(error: errors.Error) -> int:
 
 
 def main() -> NoReturn:
-    """Run the command line and leave the process."""
-    sys.exit(run())
+    """Run the command line and leave the process.
+
+    After an interrupt it is left at once: a thread that waits for more of standard input would hold it
+    until the end of that. What must not be torn was waited for by `run_sync`.
+    """
+    code = run()
+    if code == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:

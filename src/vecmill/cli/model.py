@@ -71,7 +71,7 @@ def show(name: str, device: str | None, precision: str | None, as_json: bool) ->
     say(*table(rows))
 
 
-@model.command()
+@model.command(short_help="Give a model a name of your own.")
 @click.argument("name", metavar="NAME")
 @click.argument("spec", metavar="SPEC")
 def register(name: str, spec: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +10,7 @@ import click
 
 from vecmill.cli.output import emit, say, table, tell
 from vecmill.core.errors import InputError
+from vecmill.embedder.background import run_sync
 
 if TYPE_CHECKING:
     from vecmill.collection.search import SearchResult
@@ -24,7 +24,12 @@ def _shared(command: Command) -> Command:
     for option in reversed(
         [
             click.option(
-                "-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many to find."
+                "-k",
+                type=click.IntRange(min=1),
+                default=10,
+                show_default=True,
+                metavar="N",
+                help="How many to find.",
             ),
             click.option(
                 "--metric",
@@ -56,7 +61,7 @@ def _shared(command: Command) -> Command:
 )
 @_shared
 def search(vector_set: str, query: str | None, vector: str | None, as_json: bool, **given: Any) -> None:
-    r"""Find the rows of a set nearest to a text or a vector.
+    """Find the rows of a set nearest to a text or a vector.
 
     All rows are compared. SET is what `vecmill embed` wrote, or any Parquet, Arrow, JSON lines or npy file of
     vectors. QUERY is a text; with --vector it is a .npy file of one vector, or of several, one result each.
@@ -65,14 +70,14 @@ def search(vector_set: str, query: str | None, vector: str | None, as_json: bool
     vecmill search reviews.parquet "pet food" -k 5
     vecmill search films.parquet "a heist" -m ./my-model
     vecmill search films.parquet --vector query.npy --json
-    """
+    """  # noqa: D301 - the character by which click keeps the lines
     from vecmill.collection.search import search_many
 
     if (query is None) == (vector is None):
         raise click.UsageError("give a QUERY or --vector FILE.npy, one of them")
     queries: Any = [query] if vector is None else _read_queries(Path(vector))
     _print(
-        asyncio.run(search_many(vector_set, queries, **_options(given))),
+        run_sync(search_many(vector_set, queries, **_options(given))),
         as_json=as_json,
         shown=given["columns"],
     )
@@ -83,14 +88,14 @@ def search(vector_set: str, query: str | None, vector: str | None, as_json: bool
 @click.option("--id", "item", required=True, metavar="ID", help="The row's id, as `vecmill search` shows it.")
 @_shared
 def similar(vector_set: str, item: str, as_json: bool, **given: Any) -> None:
-    r"""Find the rows of a set nearest to one of its own.
+    """Find the rows of a set nearest to one of its own.
 
     \b
     vecmill similar reviews.parquet --id "reviews.csv#17"
-    """
+    """  # noqa: D301 - the character by which click keeps the lines
     from vecmill.collection.search import similar_async
 
-    found = asyncio.run(similar_async(vector_set, item, **_options(given)))
+    found = run_sync(similar_async(vector_set, item, **_options(given)))
     _print([found], as_json=as_json, shown=given["columns"])
 
 

@@ -37,7 +37,7 @@ def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
         ("rows", f"{described['rows']:,}" + (f", {without:,} without a vector" if without else "")),
         ("dimensions", str(described["dimensions"])),
         ("unit length", {True: "yes", False: "no", None: "unknown"}[described["normalized"]]),
-        ("space", (described["space"] or "unknown")[:6] if manifest else "unknown: no manifest of ours"),
+        ("space", described["space"][:6] if manifest else f"unknown: {described['why_unknown']}"),
         *made,
         *also,
         ("vectors in", described["vector_column"]),
@@ -50,7 +50,12 @@ def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("vector_set", metavar="SET")
 @click.option(
-    "--sample", type=click.IntRange(min=0), default=100, show_default=True, help="Rows to compute again."
+    "--sample",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Rows to compute again.",
 )
 @click.option(
     "-m", "--model", metavar="MODEL", help="Compute with this model.  [default: the one that made SET]"
@@ -72,17 +77,21 @@ def verify(vector_set: str, sample: int, model: str | None, as_json: bool) -> in
         say(*table([(words[check.ok], check.name, check.detail) for check in report.checks]))
     failed = sum(check.ok is False for check in report.checks)
     if failed:
-        tell(f"{count(failed, 'check')} failed: embed {vector_set} again, with --overwrite")
+        ours = any(check.name == "manifest" and check.ok for check in report.checks)
+        cure = f": embed {vector_set} again, by the command that made it and --overwrite" if ours else ""
+        tell(f"{count(failed, 'check')} failed{cure}")
     return 0 if report.ok else 1
 
 
 def _describe(vector_set: str, vector_column: str | None) -> dict[str, Any]:
     """Return what a set holds; no vectors and no texts in it."""
-    from vecmill.data.vector_set import read_vectors
+    from vecmill.data.vector_set import read_manifest, read_vectors
 
     found = read_vectors(vector_set, vector_column=vector_column)
     manifest = found.manifest
     kept = None if manifest is None else {k: v for k, v in asdict(manifest).items() if k != "probe"}
+    other = read_manifest(vector_set) if manifest is None else None
+    why = "no manifest of ours" if other is None else f"the manifest is about the column {other.vector!r}"
     return {
         "path": found.path,
         "size_bytes": _size(Path(vector_set)),
@@ -95,6 +104,7 @@ def _describe(vector_set: str, vector_column: str | None) -> dict[str, Any]:
         "text_column": found.text_column,
         "columns": found.columns,
         "manifest": kept,
+        "why_unknown": None if manifest is not None else why,
     }
 
 

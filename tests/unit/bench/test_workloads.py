@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vecmill.bench.workloads import mixed_lengths, read_stories, synthetic_stories
+from vecmill.bench.workloads import mixed_lengths, read_stories, read_texts, synthetic_stories
 from vecmill.core.errors import InputError
 
 STORIES = [("One", "first story"), ("Two", "second story"), ("Three", "third story")]
@@ -50,3 +50,18 @@ def test_synthetic_stories_differ_in_length() -> None:
     lengths = [len(text) for text in mixed_lengths(synthetic_stories(), 256)]
     assert max(lengths) > 10 * min(lengths)
     assert min(lengths) > 5
+
+
+def test_texts_are_drawn_from_tables_without_doubles_and_blanks(tmp_path: Path) -> None:
+    lines = [f"{n},text {n % 1500}" for n in range(3000)] + ["x,", "y,  "]
+    (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines) + "\n")
+    drawn = read_texts([tmp_path / "a.csv"], 100, text="body", seed=3)
+    assert len(set(drawn)) == 100
+    assert drawn == read_texts([tmp_path / "a.csv"], 100, text="body", seed=3)
+    assert drawn != read_texts([tmp_path / "a.csv"], 100, text="body", seed=4)
+    assert set(drawn) <= {f"text {n}" for n in range(1500)}
+    assert len(set(read_texts([tmp_path / "a.csv"], 1500, text="body"))) == 1500
+    (one, _) = read_texts([tmp_path / "a.csv"], 2, template="no. {id}")
+    assert one.startswith("no. ")
+    with pytest.raises(InputError, match="1500 different texts are there, 1501 are asked for"):
+        read_texts([tmp_path / "a.csv"], 1501, text="body")

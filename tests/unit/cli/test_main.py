@@ -138,3 +138,38 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         "found = heavy & set(sys.modules)\nassert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def every_command(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            child = command.get_command(click.Context(command), name)
+            assert child is not None
+            yield from every_command(child, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(every_command(main.cli)), ids=" ".join)
+def test_a_help_page_has_its_examples_one_per_line(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main.run([*path, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "\\b" not in said
+    assert "\b" not in said
+    examples = [line for line in said.splitlines() if line.startswith(("  vecmill ", "  zcat "))]
+    assert len(examples) == {"": 3, "embed": 3, "search": 3, "similar": 1, "bench local": 2}.get(
+        " ".join(path), 0
+    )
+
+
+def test_an_interrupt_says_what_is_kept_where_something_is(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(KeyboardInterrupt())
+    assert main.run(["fail"]) == main.INTERRUPTED
+    assert capsys.readouterr().err.strip() == "interrupted"
+    failing[0] = KeyboardInterrupt("half of it is kept")
+    assert main.run(["fail"]) == main.INTERRUPTED
+    assert capsys.readouterr().err.strip() == "interrupted; half of it is kept"
