@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vecmill.data import readers_json, tables
 from vecmill.data.kinds import Cells, cast_cells
 from vecmill.data.readers import FileBatch, ReadOptions, batches, scan
 from vecmill.data.sources import resolve
@@ -164,3 +167,25 @@ def test_batches_cut_rows_without_losing_any(rows: int, size: int) -> None:
     assert [part.batch.num_rows for part in parts[:-1]] == [size] * (len(parts) - 1)
     assert column(parts, "x") == list(range(rows))
     assert [part.first_row for part in parts] == list(range(0, rows, size))
+
+
+@settings(deadline=None)  # files are written and read
+@given(
+    lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=40),
+    limit=st.integers(1, 8000),
+    size=st.integers(1, 50),
+)
+def test_batches_hold_no_more_bytes_than_they_may(lengths: list[int], limit: int, size: int) -> None:
+    texts = ["w" * length for length in lengths]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "BATCH_BYTES", limit)
+        patch.setattr(readers_json, "_CHUNK_BYTES", limit)
+        parts = read("a.jsonl", lines, ["text"], rows=size)
+    assert column(parts, "text") == texts
+    starts = [part.first_row for part in parts]
+    assert starts == [0, *itertools.accumulate(part.batch.num_rows for part in parts)][:-1]
+    for part in parts:
+        assert part.batch.num_rows <= size
+        longest = max(map(len, column([part], "text")))
+        assert part.batch.num_rows == 1 or part.batch.nbytes <= 2 * (limit + longest + 64)

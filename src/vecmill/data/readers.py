@@ -118,7 +118,8 @@ def batches(
 ) -> Iterator[FileBatch]:
     """Stream the rows of all files in the schema of the scan, in order, `batch_rows` at a time.
 
-    Only a file's last batch is shorter. The same input gives the same batches every time.
+    A batch is shorter at a file's end and where its rows reach about 16 MiB (`tables.BATCH_BYTES`). The same
+    input gives the same batches every time.
 
     Args:
         sources: The sources that were scanned.
@@ -126,7 +127,7 @@ def batches(
         text_columns: As given to `scan`.
         template_columns: As given to `scan`.
         options: As given to `scan`.
-        batch_rows: Rows per batch, at least 1.
+        batch_rows: Rows per batch at most, at least 1.
         limit: Stop after this many rows of all files together.
 
     Raises:

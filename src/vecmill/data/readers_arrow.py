@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,9 @@ from vecmill.core.events import Notice
 from vecmill.data.encodings import damaged
 from vecmill.data.kinds import MAX_EXACT_INT, STRING, Kind, cast_values, field_at, is_text, plain, plain_texts
 from vecmill.data.sources import Source
-from vecmill.data.tables import Part, Survey, doubled
+from vecmill.data.tables import BATCH_BYTES, Part, Survey, doubled, pieces
 
-_ROWS = 8192
+_ROWS = 1024  # of Parquet at once: equal long texts are stored once, so their size says little
 _FILE_MAGIC = b"ARROW1"
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _FEATHER_1_MAGIC = b"FEA1"
@@ -37,23 +37,26 @@ class TypedTable:
         del limit  # the caller stops asking
         with self._guarded():
             for batch in self._batches():
-                columns = [
-                    self._column(batch, name, kind)
-                    for name, kind in zip(schema.names, schema.types, strict=True)
-                ]
-                yield Part(pa.record_batch(columns, schema=schema))
+                for piece in pieces(batch):
+                    places = {name: place for place, name in enumerate(piece.schema.names)}
+                    columns = [
+                        self._column(piece, places, name, kind)
+                        for name, kind in zip(schema.names, schema.types, strict=True)
+                    ]
+                    yield Part(pa.record_batch(columns, schema=schema))
 
     def is_exact(self, column: str) -> bool:
         """Whether every integer of a column is exact as float64. Reads the column."""
         with self._guarded():
-            for batch in self._batches():
+            for batch in self._batches([column]):
                 limits = pc.min_max(batch.column(column))
                 low, high = limits["min"].as_py(), limits["max"].as_py()
                 if low is not None and (low < -MAX_EXACT_INT or high > MAX_EXACT_INT):
                     return False
         return True
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def _batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield batches that hold these columns (None: all), and perhaps others."""
         raise NotImplementedError
 
     def _kinds(self, schema: pa.Schema) -> dict[str, Kind]:
@@ -79,9 +82,11 @@ class TypedTable:
             kinds.setdefault(name, STRING)
         return kinds
 
-    def _column(self, batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
-        if (place := batch.schema.get_field_index(name)) >= 0:
-            column = batch.column(place)
+    def _column(
+        self, batch: pa.RecordBatch, places: Mapping[str, int], name: str, kind: pa.DataType
+    ) -> pa.Array:
+        if name in places:
+            column = batch.column(places[name])
         elif name in self._text_columns and field_at(batch.schema, name) is not None:
             head, *rest = name.split(".")
             column = batch.column(head)
@@ -121,9 +126,10 @@ class ParquetTable(TypedTable):
 
         return pq.ParquetFile(str(self._source.path), buffer_size=1 << 20, pre_buffer=False)
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def _batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         with self._file() as file:
-            for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
+            rows = _rows_at_once(file.metadata)
+            for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=False):
                 batch.validate(full=True)  # texts that are not UTF-8, which Parquet itself does not check
                 yield batch
 
@@ -136,6 +142,13 @@ class ParquetTable(TypedTable):
                     "format with --format, or write it again"
                 )
         return super()._explained(error)
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Return how many rows to read so that they stay below `BATCH_BYTES`, by what the footer says."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    each = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return int(min(_ROWS, max(1, BATCH_BYTES // max(1, each))))
 
 
 class ArrowTable(TypedTable):
@@ -165,7 +178,10 @@ class ArrowTable(TypedTable):
             tail = file.read()
         return tail.endswith(_FILE_MAGIC) or tail == _STREAM_END
 
-    def _batches(self, with_schema: dict[str, Kind] | None = None) -> Iterator[pa.RecordBatch]:
+    def _batches(
+        self, columns: Sequence[str] | None = None, *, with_schema: dict[str, Kind] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        del columns  # what is mapped and not looked at costs nothing
         with pa.memory_map(str(self._source.path)) as data:
             head = data.read(6)
             data.seek(0)

@@ -19,6 +19,7 @@ from vecmill.data.sources import Source
 from vecmill.data.tables import Part, ReadOptions, Survey, doubled
 
 _BLOCK_BYTES = 1 << 20
+_WIDE_BLOCK_BYTES = 16 << 20
 _MAX_BLOCK_BYTES = 1 << 30
 
 
@@ -145,6 +146,7 @@ class CsvTable:
 
     def _read_blocks(self, file: Utf8File, block: int) -> Iterator[tuple[list[str], pa.RecordBatch]]:
         width = self._width(file, block)
+        block = max(block, min(_WIDE_BLOCK_BYTES, width << 10))  # some rows of many columns at once
         raw = [f"f{i}" for i in range(width)]
         names: list[str] | None = None
         try:

@@ -17,6 +17,7 @@ from vecmill.data.sources import Source
 from vecmill.data.tables import Part, ReadOptions, Survey
 
 _CHUNK_ROWS = 4096
+_CHUNK_BYTES = 4 << 20  # as Python objects they take some times as much
 _BIG = float(1 << 63)
 
 Columns = dict[str, Sequence[Any]]
@@ -138,11 +139,13 @@ class JsonTable:
 
     def _record_chunks(self, values: Iterator[Any], unit: str) -> Iterator[tuple[int, Columns]]:
         records: list[Mapping[str, Any]] = []
+        held = 0
         for number, value in enumerate(values, 1):
             records.append(self._record(value, f"{unit} {number}"))
-            if len(records) == _CHUNK_ROWS:
+            held += _size(value)
+            if len(records) == _CHUNK_ROWS or held >= _CHUNK_BYTES:
                 yield len(records), _gathered(records)
-                records = []
+                records, held = [], 0
         if records:
             yield len(records), _gathered(records)
 
@@ -165,16 +168,17 @@ class JsonTable:
             raise self._no_records("JSON lines")
         records: list[Mapping[str, Any]] = []
         lines: list[bytes] = []
-        number = 0
+        number = held = 0
         for number, line, ended in _lines(file):
             if not line or line.isspace():
                 continue
             value = self._parsed(file, line, number, ended)
             records.append(value if type(value) is dict else self._record(value, f"line {number}"))
             lines.append(line)
-            if len(records) == _CHUNK_ROWS:
+            held += len(line)
+            if len(records) == _CHUNK_ROWS or held >= _CHUNK_BYTES:
                 yield len(records), self._exact(records, lines)
-                records, lines = [], []
+                records, lines, held = [], [], 0
         if records:
             yield len(records), self._exact(records, lines)
         if number == 0:
@@ -244,9 +248,12 @@ class JsonTable:
         rows = len(next(iter(columns.values()), ()))
         if rows == 0:
             yield 0, columns
-        for start in range(0, rows, _CHUNK_ROWS):
-            stop = min(start + _CHUNK_ROWS, rows)
-            yield stop - start, {name: values[start:stop] for name, values in columns.items()}
+        start = held = 0
+        for row in range(rows):
+            held += sum(_size(values[row]) for values in columns.values())
+            if row + 1 == rows or row + 1 - start == _CHUNK_ROWS or held >= _CHUNK_BYTES:
+                yield row + 1 - start, {name: values[start : row + 1] for name, values in columns.items()}
+                start, held = row + 1, 0
 
     def _object_columns(self, document: dict[str, Any]) -> Columns:
         """Read an object as columns (lists, or objects with the same keys), else as one record."""
@@ -312,6 +319,18 @@ def _are_vectors(document: Mapping[str, Sequence[Any]]) -> bool:
         all(type(x) in (float, int) for x in values) and any(type(x) is float for x in values)
         for values in document.values()
     )
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes a value takes as JSON."""
+    if type(value) is str:
+        return len(value)
+    if type(value) is dict:
+        return sum(len(key) + _size(inner) for key, inner in value.items())
+    if type(value) is list:
+        simple = not value or type(value[0]) in (int, float)
+        return 8 * len(value) if simple else sum(map(_size, value))
+    return 8
 
 
 def _cut(columns: Columns, rows: int) -> Columns:

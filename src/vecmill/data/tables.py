@@ -13,6 +13,9 @@ from vecmill.core.errors import InputError
 from vecmill.core.events import Notice
 from vecmill.data.kinds import Kind
 
+BATCH_BYTES = 16 << 20
+"""About how much a batch of a reader holds at most; a longer row is a batch of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
@@ -97,21 +100,41 @@ def limited(parts: Iterator[Part], limit: int) -> Iterator[Part]:
 
 
 def rechunked(parts: Iterator[Part], rows: int) -> Iterator[Part]:
-    """Cut and join parts so that each has `rows` rows, the last one perhaps fewer."""
+    """Cut and join parts so that each has `rows` rows, or fewer where they reach `BATCH_BYTES`."""
     waiting: list[Part] = []
-    count = 0
+    count = held = 0
     for part in parts:
-        start = 0
-        while start < part.batch.num_rows:
-            taken = part.slice(start, min(rows - count, part.batch.num_rows - start))
-            waiting.append(taken)
-            start += taken.batch.num_rows
-            count += taken.batch.num_rows
-            if count == rows:
-                yield _joined(waiting)
-                waiting, count = [], 0
+        start, total = 0, part.batch.num_rows
+        each = row_bytes(part.batch)
+        while start < total:
+            fitting = (BATCH_BYTES - held) // each
+            if not waiting:
+                fitting = max(fitting, 1)
+            if fitting and count < rows:
+                taken = part.slice(start, min(rows - count, total - start, fitting))
+                waiting.append(taken)
+                start += taken.batch.num_rows
+                count += taken.batch.num_rows
+                held += taken.batch.num_rows * each
+                if count < rows and held < BATCH_BYTES:
+                    continue
+            yield _joined(waiting)
+            waiting, count, held = [], 0, 0
     if waiting:
         yield _joined(waiting)
+
+
+def row_bytes(batch: pa.RecordBatch) -> int:
+    """Return the mean size of a row, at least 1."""
+    size_bytes, rows = int(batch.nbytes), int(batch.num_rows)
+    return max(1, size_bytes // max(1, rows))
+
+
+def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch into pieces of about `BATCH_BYTES`, without copying."""
+    rows = max(1, BATCH_BYTES // row_bytes(batch))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
 
 
 def _joined(parts: list[Part]) -> Part:

@@ -15,6 +15,7 @@ import pytest
 from pyarrow import ipc
 
 from vecmill.core.errors import CorruptFileError, InputError, UnknownNameError
+from vecmill.data import readers_arrow, tables
 from vecmill.data.readers import FileBatch, ReadOptions, Scan, batches, scan
 from vecmill.data.sources import resolve
 from vecmill.data.template import parse_template, template_columns
@@ -620,6 +621,31 @@ def test_parquet_texts_that_are_no_utf8_are_corrupt(tmp_path: Path) -> None:
 def test_csv_under_the_name_of_parquet_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=r"a\.parquet is not a Parquet file.*--format"):
         read(tmp_path, ("a.parquet", "a,b\n1,2\n"))
+
+
+def test_typed_batches_are_cut_before_they_are_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(readers_arrow, "BATCH_BYTES", 10_000)
+    texts = pa.array([f"{i:04}" + "x" * 996 for i in range(100)], pa.large_string())
+    data = pa.table({"text": texts})
+    pq.write_table(data, tmp_path / "w.parquet")
+    with pa.OSFile(str(tmp_path / "w.arrow"), "wb") as sink, ipc.new_file(sink, data.schema) as writer:
+        writer.write_table(data)
+    for name in ("w.parquet", "w.arrow"):
+        _, parts = read(tmp_path, (f"a{name}", (tmp_path / name).read_bytes()))
+        assert table(parts)["text"] == texts.to_pylist()
+        assert max(part.batch.num_rows for part in parts) <= 10
+        assert len(parts) <= 15
+
+
+def test_exactness_of_integers_is_found_without_reading_other_columns(tmp_path: Path) -> None:
+    wide = pa.table({f"c{i}": [2**53 + i % 2, 1] for i in range(20)})
+    pq.write_table(wide, tmp_path / "w.parquet")
+    cells = ",".join(wide.column_names) + "\n" + ",".join(["0.5"] * 20) + "\n"
+    found, _ = read(tmp_path, ("a.parquet", (tmp_path / "w.parquet").read_bytes()), ("b.csv", cells))
+    assert list(types(found).values()) == ["double", "string"] * 10
 
 
 # several files
