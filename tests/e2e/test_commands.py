@@ -13,6 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -307,6 +309,22 @@ def test_the_sample_comes_with_the_package_and_is_whole() -> None:
     assert len(rows) == 88
     assert len({row["id"] for row in rows}) == 88
     assert all(row["title"] and row["text"] and len(row["text"]) < 400 for row in rows)
+
+
+def test_another_column_of_vectors_has_no_model(vecmill: Run, notes: Path) -> None:
+    vecmill("embed", notes, "--text", "text", "--id", "id", "-o", "n.parquet")
+    path = notes.with_name("n.parquet")
+    table = pq.read_table(path)
+    theirs = pa.array([[1.0] * 384] * 3, pa.list_(pa.float32(), 384))
+    wider = table.append_column("theirs", theirs)
+    pq.write_table(wider.replace_schema_metadata(pq.read_metadata(path).metadata), path)
+    refused = vecmill("search", path, "a cat", "--vector-column", "theirs")
+    assert refused.returncode == 1
+    assert "which model made its column 'theirs': name the model with -m" in refused.stderr
+    assert vecmill("search", path, "a cat", "--vector-column", "theirs", "-m", "minilm").returncode == 0
+    shown = vecmill("info", path, "--vector-column", "theirs").stdout
+    assert "unknown: the manifest is about the column 'embedding'" in shown
+    assert vecmill("verify", path).returncode == 0
 
 
 def test_bench_takes_the_texts_it_is_given(vecmill: Run, notes: Path) -> None:

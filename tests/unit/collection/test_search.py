@@ -200,6 +200,18 @@ def test_two_rows_of_one_id_are_two_hits(tmp_path: Path) -> None:
     assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
 
 
+def test_another_column_of_vectors_is_not_searched_with_the_sets_model(made: Path) -> None:
+    table = pq.read_table(made)
+    table = table.append_column("theirs", table.column("embedding"))
+    pq.write_table(table.replace_schema_metadata(pq.read_metadata(made).metadata), made)
+    assert search(made, "a dog", k=1).model == "fake:hash"
+    with pytest.raises(InputError, match=r"does not say which model made its column 'theirs'.*-m"):
+        search(made, "a dog", vector_column="theirs")
+    assert search(made, "a dog", vector_column="theirs", model="fake:hash", k=1).model == "fake:hash"
+    by_vector = search(made, np.ones(8), vector_column="theirs", k=1)
+    assert (by_vector.model, by_vector.space) == (None, None)
+
+
 def test_another_model_is_refused_though_the_width_fits(made: Path) -> None:
     with pytest.raises(SpaceMismatchError, match="fake:hash"):
         search(made, "x", model="fake:other")
