@@ -12,6 +12,8 @@ Every field is optional; what stands there wins over the rest of the folder.
 from __future__ import annotations
 
 import json
+import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,14 @@ _LEGACY_POOLS = {
     "pooling_mode_weightedmean_tokens": Pool.WEIGHTED_MEAN,
     "pooling_mode_lasttoken": Pool.LAST,
 }
+_INSIDE = "inside"
+"""As `pooling` in `vecmill.json`: an IR or ONNX file pools by itself."""
+_FOLDER_FIELDS = frozenset(
+    {"__version__", "prompts", "default_prompt_name", "similarity_fn_name", "model_type", "truncate_dim"}
+)
+"""What config_sentence_transformers.json may hold; the last two with one value each."""
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])")
+"""How ONNX writes that a tensor lies in a file: key "location", then the length of the file's name."""
 _FOREIGN_LIMIT = 1_000_000
 """Tokenizer settings write "no limit" as a huge number."""
 
@@ -67,6 +77,7 @@ class ModelFiles:
         prefixes: What is put before a text of each role.
         lowercase: Whether texts are lowercased before they are tokenized.
         languages: Two-letter codes, where `vecmill.json` names them.
+        pooled_inside: Whether `vecmill.json` says that the graph's output is the finished vector.
         sha256: Digests `vecmill.json` vouches for, by file name.
     """
 
@@ -80,6 +91,7 @@ class ModelFiles:
     prefixes: Mapping[InputType, str]
     lowercase: bool = False
     languages: tuple[str, ...] = ()
+    pooled_inside: bool = False
     sha256: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -136,6 +148,7 @@ def inspect_folder(path: Path) -> ModelFiles:
         prefixes=prefixes,
         lowercase=bool(settings.get("do_lower_case", False)),
         languages=tuple(own.get("languages", ())),
+        pooled_inside=own.get("pooling") in (_INSIDE, [_INSIDE]),
         sha256=dict(own.get("sha256", {})),
     )
 
@@ -197,11 +210,7 @@ def _find_weights(folder: Path, inner: Path) -> tuple[str, tuple[Path, ...]]:
     for place in (inner, inner / "onnx", folder, folder / "onnx"):
         onnx = place / "model.onnx"
         if onnx.is_file():
-            return "onnx", (
-                onnx,
-                *sorted(place.glob("model.onnx_data*")),
-                *sorted(place.glob("model.onnx.data*")),
-            )
+            return "onnx", (onnx, *external_data(onnx))
     hint = ""
     if (inner / "pytorch_model.bin").is_file():
         hint = "; pytorch_model.bin is a pickle, which is never read: save the model as safetensors"
@@ -209,6 +218,31 @@ def _find_weights(folder: Path, inner: Path) -> tuple[str, tuple[Path, ...]]:
         f"{folder} holds no weights: expected model.safetensors, model.safetensors.index.json, "
         f"openvino_model.xml or model.onnx{hint}"
     )
+
+
+def external_data(onnx: Path) -> tuple[Path, ...]:
+    """Return the files, sorted, in which an ONNX file says that its tensors lie.
+
+    Raises:
+        ConfigError: One is missing or lies outside the ONNX file's folder.
+    """
+    if onnx.stat().st_size == 0:
+        return ()
+    names: set[str] = set()
+    with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        for match in _LOCATION.finditer(raw):
+            length = match[1]
+            size = length[0] if len(length) == 1 else (length[0] & 0x7F) | length[1] << 7
+            names.add(raw[match.end() : match.end() + size].decode("utf-8", "replace"))
+    paths = tuple(onnx.parent / name for name in sorted(names))
+    for path in paths:
+        if not path.is_file() or not path.resolve().is_relative_to(onnx.parent.resolve()):
+            raise ConfigError(
+                f"{path}, in which {onnx} says that tensors lie, is missing or outside its folder: fetch "
+                "the model "
+                "again"
+            )
+    return paths
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -243,6 +277,7 @@ def _max_tokens(inner: Path, settings: dict[str, Any], own: dict[str, Any]) -> i
 def _prefixes(folder: Path, own: dict[str, Any]) -> dict[InputType, str]:
     path = folder / "config_sentence_transformers.json"
     settings = _object(path) if path.is_file() else {}
+    _refuse_folder_settings(settings, path)
     prompts: dict[str, str] = settings.get("prompts") or {}
     default = settings.get("default_prompt_name")
     if default is not None and default not in prompts:
@@ -259,19 +294,29 @@ def _prefixes(folder: Path, own: dict[str, Any]) -> dict[InputType, str]:
     }
 
 
+def _refuse_folder_settings(settings: dict[str, Any], path: Path) -> None:
+    for name in settings:
+        if name not in _FOLDER_FIELDS:
+            raise InputError(
+                f"{path}: what {name!r} does to vectors is not known here (known: "
+                f"{', '.join(sorted(_FOLDER_FIELDS))}); remove it where it does nothing"
+            )
+    if settings.get("truncate_dim") is not None:
+        raise InputError(
+            f"{path}: truncate_dim {settings['truncate_dim']!r} is not built here: remove it and shorten the "
+            "vectors afterwards"
+        )
+    if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise InputError(
+            f"{path}: model_type {settings['model_type']!r} is not built here, only SentenceTransformer"
+        )
+
+
 def _head(folder: Path, modules: list[dict[str, Any]], own: dict[str, Any], *, prefixed: bool) -> Head | None:
-    pools: tuple[Pool, ...] = ()
-    steps: list[Dense | Normalize] = []
-    for module in modules[1:]:
-        place = folder / module["path"]
-        if module["type"] == "Pooling":
-            pools = _pools(place / "config.json", prefixed=prefixed)
-        elif module["type"] == "Dense":
-            steps.append(_dense(place))
-        elif module["type"] == "Normalize":
-            steps.append(Normalize())
-        elif module["type"] != "Dropout":  # does nothing outside training
-            raise InputError(f"{folder / 'modules.json'}: a {module['type']} module is not built here")
+    pools, steps = _module_steps(folder, modules, prefixed=prefixed)
+    if own.get("pooling") in (_INSIDE, [_INSIDE]):
+        unit = own.get("normalize", bool(steps) and isinstance(steps[-1], Normalize))
+        return Head((), (Normalize(),) if unit is True else ())
     if "pooling" in own:
         named = own["pooling"] if isinstance(own["pooling"], list) else [own["pooling"]]
         pools = tuple(_pool(name, folder / OWN_FILE) for name in named)
@@ -280,6 +325,36 @@ def _head(folder: Path, modules: list[dict[str, Any]], own: dict[str, Any], *, p
     elif own.get("normalize") is False:
         steps = [step for step in steps if not isinstance(step, Normalize)]
     return Head(pools, tuple(steps)) if pools else None
+
+
+def _module_steps(
+    folder: Path, modules: list[dict[str, Any]], *, prefixed: bool
+) -> tuple[tuple[Pool, ...], list[Dense | Normalize]]:
+    """Read the modules after the Transformer: how it is pooled, and what follows."""
+    pools: tuple[Pool, ...] = ()
+    steps: list[Dense | Normalize] = []
+    for module in modules[1:]:
+        place = folder / module["path"]
+        if module["type"] == "Pooling":
+            if pools or steps:
+                raise InputError(
+                    f"{folder / 'modules.json'}: a module before Pooling, or a second Pooling, is not "
+                    "built here: "
+                    "only Transformer, Pooling, then Dense and Normalize"
+                )
+            pools = _pools(place / "config.json", prefixed=prefixed)
+        elif module["type"] == "Dense":
+            steps.append(_dense(place))
+        elif module["type"] == "Normalize":
+            steps.append(Normalize())
+        elif module["type"] != "Dropout":  # does nothing outside training
+            raise InputError(f"{folder / 'modules.json'}: a {module['type']} module is not built here")
+    if steps and not pools:
+        raise InputError(
+            f"{folder / 'modules.json'} has Dense or Normalize without Pooling before them, which is not "
+            "built here"
+        )
+    return pools, steps
 
 
 def _pools(path: Path, *, prefixed: bool) -> tuple[Pool, ...]:
@@ -309,6 +384,13 @@ def _dense(folder: Path) -> Dense:
         raise InputError(f"{path}: {unknown_name('activation', activation, DENSE_ACTIVATIONS)}")
     if config.get("use_residual"):
         raise InputError(f"{path}: use_residual is not built here")
+    for side in ("module_input_name", "module_output_name"):
+        if config.get(side) not in (None, "sentence_embedding"):
+            raise InputError(
+                f"{path}: {side} {config[side]!r} is not built here, only 'sentence_embedding': a Dense "
+                "layer on "
+                "token vectors needs an ONNX file of the whole model"
+            )
     file = folder / "model.safetensors"
     if not file.is_file():
         raise ConfigError(f"{file} is missing: a Dense module has weights of its own, as safetensors")

@@ -15,13 +15,14 @@ T5 (relative position buckets).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vecmill.core.errors import CorruptFileError, InputError, unknown_name
+from vecmill.core.errors import ConfigError, CorruptFileError, InputError, unknown_name
 from vecmill.models.local import pooling
 from vecmill.models.local.quantize import quantize_rows
 from vecmill.models.local.weights import Weights
@@ -29,6 +30,7 @@ from vecmill.models.local.weights import Weights
 Node = Any
 """An OpenVINO output or node; the library ships no types for its operator factories."""
 
+_MPNET_BUCKETS = 32
 _MASKED = np.float32(-1e9)
 
 
@@ -53,6 +55,11 @@ class Family:
     down: str
     norm: str
     positions_after_padding: bool = False
+
+    @property
+    def padding_id(self) -> int:
+        """The id of the padding token where config.json does not name one."""
+        return 1 if self.positions_after_padding else 0
 
 
 _BERT = Family(
@@ -119,6 +126,7 @@ class Architecture:
 
     Attributes:
         family: A key of `FAMILIES`.
+        inner: Width of the feed-forward layers.
         positions: Positions a text may use, special tokens counted.
         padding_id: The id of the padding token.
         relative_buckets: MPNet's buckets of relative positions, else 0.
@@ -126,6 +134,7 @@ class Architecture:
 
     family: str
     hidden: int
+    inner: int
     layers: int
     heads: int
     epsilon: float
@@ -153,33 +162,62 @@ def read_architecture(config: dict[str, Any], *, where: str) -> Architecture:
     bert_like = family != "distilbert"
     names = {
         "hidden": "hidden_size" if bert_like else "dim",
+        "inner": "intermediate_size" if bert_like else "hidden_dim",
         "layers": "num_hidden_layers" if bert_like else "n_layers",
         "heads": "num_attention_heads" if bert_like else "n_heads",
         "positions": "max_position_embeddings",
     }
-    missing = [name for name in names.values() if not isinstance(config.get(name), int)]
+    missing = [name for name in names.values() if not _is_count(config.get(name))]
     if missing:
         raise InputError(
             f"{where} lacks {', '.join(missing)}: it is not a whole config.json of a {family} model"
         )
     _refuse_variants(config, where)
-    padding = config.get("pad_token_id")
-    padding = padding if isinstance(padding, int) else 0
+    hidden, heads = config[names["hidden"]], config[names["heads"]]
+    if hidden % heads:
+        raise ConfigError(
+            f"{where}: {names['heads']} {heads} does not divide {names['hidden']} {hidden}: fetch the "
+            "model again"
+        )
+    padding = padding_of(config, family, where=where)
     reserved = padding + 1 if FAMILIES[family].positions_after_padding else 0
     activation = str(config.get("hidden_act", "gelu") if bert_like else config.get("activation", "gelu"))
     if activation not in _ACTIVATIONS:
         raise unknown_name("hidden_act", activation, _ACTIVATIONS)
     return Architecture(
         family=family,
-        hidden=config[names["hidden"]],
+        hidden=hidden,
+        inner=config[names["inner"]],
         layers=config[names["layers"]],
-        heads=config[names["heads"]],
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
+        heads=heads,
+        epsilon=float(config.get("layer_norm_eps", 1e-12)) if bert_like else 1e-12,  # DistilBERT's is fixed
         activation=activation,
         positions=config["max_position_embeddings"] - reserved,
         padding_id=padding,
-        relative_buckets=int(config.get("relative_attention_num_buckets", 32)) if family == "mpnet" else 0,
+        relative_buckets=_MPNET_BUCKETS if family == "mpnet" else 0,
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def padding_of(config: Mapping[str, Any], family: str, *, where: str) -> int:
+    """Return the id of the padding token: what config.json says, else the family's own.
+
+    Raises:
+        ConfigError: It is no id, or null in a family that counts positions from it.
+    """
+    padding = config.get("pad_token_id", FAMILIES[family].padding_id)
+    if padding is None and not FAMILIES[family].positions_after_padding:
+        return FAMILIES[family].padding_id
+    if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+        raise ConfigError(
+            f"{where}: pad_token_id {padding!r} is no token id, and {family} counts positions from it "
+            "where it has "
+            f"one: put the number of the padding token there (usually {FAMILIES[family].padding_id})"
+        )
+    return padding
 
 
 def _refuse_variants(config: dict[str, Any], where: str) -> None:
@@ -189,6 +227,13 @@ def _refuse_variants(config: dict[str, Any], where: str) -> None:
             f"{where}: position_embedding_type {kind!r} is not built here (only 'absolute'); an OpenVINO IR "
             "or ONNX "
             f"file in the same folder works"
+        )
+    buckets = config.get("relative_attention_num_buckets", _MPNET_BUCKETS)
+    if config.get("model_type") == "mpnet" and buckets != _MPNET_BUCKETS:
+        raise InputError(
+            f"{where}: relative_attention_num_buckets {buckets} is not built here (only {_MPNET_BUCKETS}, "
+            "which "
+            "MPNet's own code uses whatever stands there)"
         )
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise InputError(f"{where}: the model is a decoder; only encoders are built here")
@@ -218,6 +263,90 @@ def build(architecture: Architecture, weights: Weights, head: pooling.Head, *, i
     return _Builder(architecture, weights, int8=int8).model(head)
 
 
+def vocabulary_rows(architecture: Architecture, weights: Weights) -> int:
+    """Return how many token ids the word embeddings have rows for.
+
+    Raises:
+        CorruptFileError: The weights hold no word embeddings.
+    """
+    prefix = _find_prefix(architecture, weights)
+    return weights.shape(f"{prefix}embeddings.word_embeddings.weight")[0]
+
+
+def check_shapes(architecture: Architecture, weights: Weights, *, positions: int) -> None:
+    """Compare every tensor's shape with the configuration, reading headers only.
+
+    Args:
+        architecture: What config.json says.
+        weights: The tensors.
+        positions: Rows of the table of positions, as config.json says.
+
+    Raises:
+        CorruptFileError: A tensor is missing, or has another shape than the configuration says.
+    """
+    prefix = _find_prefix(architecture, weights)
+    expected = _expected_shapes(architecture, weights, prefix, positions)
+    for name, shape in expected.items():
+        found = _renamed(name, weights)
+        if found not in weights:
+            raise CorruptFileError(
+                f"tensor {name} is missing from the weights of this {architecture.family} model: fetch the "
+                "model "
+                "again"
+            )
+        has = weights.shape(found)
+        if len(has) != len(shape) or any(n is not None and n != m for n, m in zip(shape, has, strict=True)):
+            wanted = tuple("any" if n is None else n for n in shape)
+            raise CorruptFileError(
+                f"tensor {found} of {weights.file(found)} has shape {has}, config.json says "
+                f"{wanted}: the two do not belong together; fetch the model again"
+            )
+
+
+def _expected_shapes(
+    a: Architecture, weights: Weights, prefix: str, positions: int
+) -> dict[str, tuple[int | None, ...]]:
+    family = FAMILIES[a.family]
+    shapes: dict[str, tuple[int | None, ...]] = {
+        f"{prefix}embeddings.word_embeddings.weight": (None, a.hidden),
+        f"{prefix}embeddings.position_embeddings.weight": (positions, a.hidden),
+    }
+    kinds = f"{prefix}embeddings.token_type_embeddings.weight"
+    if kinds in weights:
+        shapes[kinds] = (None, a.hidden)
+    if a.relative_buckets:
+        shapes[f"{prefix}encoder.relative_attention_bias.weight"] = (a.relative_buckets, a.heads)
+    norms = [f"{prefix}embeddings.LayerNorm"]
+    for i in range(a.layers):
+        at = prefix + family.layer.format(i=i)
+        norms += [at + family.attention_norm, at + family.norm]
+        linear = dict.fromkeys(
+            (family.query, family.key, family.value, family.attention_out), (a.hidden,) * 2
+        )
+        linear |= {family.up: (a.inner, a.hidden), family.down: (a.hidden, a.inner)}
+        for name, (rows, columns) in linear.items():
+            shapes[f"{at}{name}.weight"], shapes[f"{at}{name}.bias"] = (rows, columns), (rows,)
+    shapes |= {f"{norm}.{part}": (a.hidden,) for norm in norms for part in ("weight", "bias")}
+    return shapes
+
+
+def _renamed(name: str, weights: Weights) -> str:
+    """Return the name a norm's tensor has in checkpoints converted from TensorFlow, where it has that."""
+    older = name.removesuffix(".weight") + ".gamma" if name.endswith(".weight") else ""
+    older = name.removesuffix(".bias") + ".beta" if name.endswith(".bias") else older
+    return older if older in weights else name
+
+
+def _find_prefix(architecture: Architecture, weights: Weights) -> str:
+    for prefix in FAMILIES[architecture.family].prefixes:
+        if f"{prefix}embeddings.word_embeddings.weight" in weights:
+            return prefix
+    raise CorruptFileError(
+        f"the weights hold no tensor embeddings.word_embeddings.weight: they are not those of a "
+        f"{architecture.family} model; they begin with {', '.join(sorted(weights)[:3])}"
+    )
+
+
 class _Builder:
     def __init__(self, architecture: Architecture, weights: Weights, *, int8: bool) -> None:
         import openvino
@@ -229,7 +358,7 @@ class _Builder:
         self._family = FAMILIES[architecture.family]
         self._weights = weights
         self._int8 = int8
-        self._prefix = self._find_prefix()
+        self._prefix = _find_prefix(architecture, weights)
 
     def model(self, head: pooling.Head) -> Any:
         op, ov = self._op, self._ov
@@ -251,15 +380,6 @@ class _Builder:
         return ov.Model([result], inputs, "vecmill")
 
     # Weights by name
-
-    def _find_prefix(self) -> str:
-        for prefix in self._family.prefixes:
-            if f"{prefix}embeddings.word_embeddings.weight" in self._weights:
-                return prefix
-        raise CorruptFileError(
-            f"the weights hold no tensor embeddings.word_embeddings.weight: they are not those of a "
-            f"{self._a.family} model; they begin with {', '.join(sorted(self._weights)[:3])}"
-        )
 
     def _float(self, name: str, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:
         if name not in self._weights:

@@ -85,8 +85,20 @@ def _c(op: Any, value: Any, dtype: Any) -> Node:
     return op.constant(np.asarray(value, dtype=dtype))
 
 
+_DENSE_ROWS = 8
+"""Rows each vector is repeated to in a Dense layer, see `_dense`."""
+
+
 def _dense(step: Dense, x: Node, op: Any) -> Node:
-    y = op.matmul(x, op.constant(step.weights), False, True)
+    """Multiply vectors (b, h) by the weights.
+
+    The kernel is chosen by the number of rows, and a lone row is summed in another order than one of many
+    once h is large. So that a text's bytes do not depend on its batch, every vector is repeated and one row
+    is kept.
+    """
+    rows = op.tile(op.unsqueeze(x, _c(op, [1], np.int32)), _c(op, [1, _DENSE_ROWS, 1], np.int32))
+    y = op.matmul(rows, op.constant(step.weights), False, True)
+    y = op.gather(y, _c(op, 0, np.int32), _c(op, 1, np.int32))
     if step.bias is not None:
         y = op.add(y, op.constant(step.bias))
     return DENSE_ACTIVATIONS[step.activation](op, y)

@@ -28,7 +28,8 @@ PRECISIONS = ("float32", "int8")
 class _Network:
     """What a folder computes: its head, width, limit, and how to build the graph.
 
-    `counts_positions` says that the graph takes RoBERTa's positions as an input.
+    `counts_positions` says that the graph takes RoBERTa's positions as an input, `alone` that a text's bytes
+    would depend on its batch, so that each is embedded by itself; `rows` is how many token ids it knows.
     """
 
     head: Head
@@ -36,7 +37,9 @@ class _Network:
     positions: int | None
     padding_id: int
     counts_positions: bool
+    rows: int | None
     build: Callable[[], Any]
+    alone: bool = False
 
 
 def load(
@@ -70,18 +73,22 @@ def load(
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     where = runtime.check_device(device or "CPU")
+    taken = identity.stamps(found)
     tokenizer = Tokenizer(found.tokenizer, lowercase=found.lowercase)
     int8 = precision == "int8"
     network = (
         _foreign(found, tokenizer, int8=int8) if found.kind != "safetensors" else _native(found, int8=int8)
     )
+    _refuse_tokenizer(found, network, tokenizer)
     digests = identity.hash_files(found, cache_dir=settings.cache_dir)
+    identity.refuse_changed(taken)
     space = identity.model_space(
-        digests,
+        identity.by_role(found, digests),
         head=network.head,
         precision=precision,
         prefixes=dict(found.prefixes),
         lowercase=found.lowercase,
+        device=where,
     )
     info = ModelInfo(
         name=f"local:{name if builtin else found.folder}",
@@ -99,7 +106,8 @@ def load(
     )
     count = settings.threads if threads is None else threads
     plan = runtime.Plan(space, where, int8, count, settings.cache_dir)
-    return LocalProvider(info, tokenizer, network, dict(found.prefixes), runtime.Runtime(plan, network.build))
+    engine = runtime.Runtime(plan, network.build, check=lambda: identity.refuse_changed(taken))
+    return LocalProvider(info, tokenizer, network, dict(found.prefixes), engine)
 
 
 class LocalProvider:
@@ -118,6 +126,7 @@ class LocalProvider:
         self._network = network
         self._prefixes = prefixes
         self._engine = engine
+        self._closed = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vecmill-local")
 
     @property
@@ -159,7 +168,11 @@ class LocalProvider:
 
         Raises:
             TextTooLongError: A text has more than `info.max_tokens` tokens.
+            InputError: The model is closed.
+            ConfigError: The folder's files changed since they were opened, or the library cannot run them.
         """
+        if self._closed:
+            raise InputError(f"{self._info.name} is closed: open the model again")
         self._refuse_long(encoded)
         usage = Usage(texts=len(encoded), tokens=int(encoded.tokens.sum()), requests=1 if len(encoded) else 0)
         if not len(encoded):
@@ -178,13 +191,20 @@ class LocalProvider:
         return Reply(vectors, usage)
 
     async def close(self) -> None:
-        """Let go of the compiled models and the worker thread, after the batches under way."""
+        """Let go of the compiled models and the worker thread, after the batches under way.
+
+        Closing again does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._worker, self._engine.close)
         self._worker.shutdown()
 
     def _run(self, encoded: Encoded, report: Advance, stop: threading.Event) -> Vectors:
         ids = encoded.ids if encoded.ids is not None else self._ids(encoded)
-        batches = packing.pack(encoded.tokens)
+        room = 1 if self._network.alone else packing.BATCH_TOKENS
+        batches = packing.pack(encoded.tokens, batch_tokens=room)
         vectors = np.empty((len(encoded), self._info.dimensions), dtype=np.float32)
 
         def take(batch: packing.Batch, found: Vectors) -> None:
@@ -222,19 +242,25 @@ class LocalProvider:
 
 
 def _native(found: files.ModelFiles, *, int8: bool) -> _Network:
-    architecture = graph.read_architecture(
-        dict(found.config), where=str(found.folder_of_transformer / "config.json")
-    )
+    where = str(found.folder_of_transformer / "config.json")
+    architecture = graph.read_architecture(dict(found.config), where=where)
+    if found.pooled_inside:
+        raise ConfigError(
+            f"{found.folder / files.OWN_FILE}: pooling 'inside' is for IR and ONNX files; weights give "
+            "token vectors"
+        )
     if found.head is None:
         raise files.pooling_missing(found.folder)
     head = found.head
     weights = open_weights(found.weights)
+    graph.check_shapes(architecture, weights, positions=found.config["max_position_embeddings"])
     return _Network(
         head=head,
         dimensions=_width(head, architecture.hidden),
         positions=architecture.positions,
         padding_id=architecture.padding_id,
         counts_positions=graph.FAMILIES[architecture.family].positions_after_padding,
+        rows=graph.vocabulary_rows(architecture, weights),
         build=lambda: graph.build(architecture, weights, head, int8=int8),
     )
 
@@ -246,28 +272,85 @@ def _foreign(found: files.ModelFiles, tokenizer: Tokenizer, *, int8: bool) -> _N
             "it is "
             f"(leave the precision out, or put model.safetensors into the folder)"
         )
-    model = foreign.read(found.weights[0])
-    head = found.head
-    if not foreign.pools(model):  # pooled inside; normalizing once more changes nothing
-        head = Head((), (Normalize(),) if head is not None and head.normalized else ())
-    elif head is None:
-        raise files.pooling_missing(found.folder)
-    padding = found.config.get("pad_token_id")
-    if not isinstance(padding, int):
-        named = (tokenizer.padding_id, *(tokenizer.id_of(token) for token in ("[PAD]", "<pad>")))
-        padding = next((number for number in named if number is not None), 0)
+    path = found.weights[0]
+    where = str(found.folder_of_transformer / "config.json")
+    named = str(found.config.get("model_type", ""))
+    family = graph.FAMILIES.get(named)
+    padding = (
+        graph.padding_of(found.config, named, where=where) if family else _padding_elsewhere(found, tokenizer)
+    )
+    first = padding + 1 if family is not None and family.positions_after_padding else None
+    model = foreign.read(path)
+    foreign.refuse_inputs(model, where=path, family=named)
+
+    def output_of(model: Any) -> Any:
+        inside = found.pooled_inside
+        return foreign.choose(model, where=path, pooled_inside=inside, declared=found.head is not None)
+
+    head = _foreign_head(found, output_of(model))
     positions = found.config.get("max_position_embeddings")
-    if isinstance(positions, int) and found.config.get("model_type") in graph.FAMILIES:
-        family = graph.FAMILIES[str(found.config["model_type"])]
-        positions -= padding + 1 if family.positions_after_padding else 0
+    rows = found.config.get("vocab_size")
+
+    def build() -> Any:
+        again = foreign.read(path)
+        return foreign.adapt(again, output_of(again), head, first_position=first)
+
     return _Network(
         head=head,
-        dimensions=_width(head, foreign.dimensions(model)),
-        positions=positions if isinstance(positions, int) else None,
+        dimensions=_width(head, foreign.dimensions(output_of(model))),
+        positions=positions - (first or 0) if isinstance(positions, int) else None,
         padding_id=padding,
         counts_positions=False,
-        build=lambda: foreign.adapt(foreign.read(found.weights[0]), head),
+        rows=rows if isinstance(rows, int) else None,
+        build=build,
+        alone=foreign.mixes_rows(model),
     )
+
+
+def _padding_elsewhere(found: files.ModelFiles, tokenizer: Tokenizer) -> int:
+    """Return the padding token's id in a family not built here: config.json's, else the tokenizer's."""
+    padding = found.config.get("pad_token_id")
+    if isinstance(padding, int):
+        return padding
+    named = (tokenizer.padding_id, *(tokenizer.id_of(token) for token in ("[PAD]", "<pad>")))
+    return next((number for number in named if number is not None), 0)
+
+
+def _foreign_head(found: files.ModelFiles, output: Any) -> Head:
+    """Return what follows a graph made elsewhere: the folder's pooling, or nothing where it pools inside."""
+    head = found.head
+    if foreign.pools(output):
+        if head is None or found.pooled_inside:
+            raise files.pooling_missing(found.folder)
+        return head
+    hidden = found.config.get("hidden_size", found.config.get("dim"))
+    if head is not None and head.pools and isinstance(hidden, int):
+        declared, width = _width(head, hidden), foreign.dimensions(output)
+        if declared != width:
+            raise ConfigError(
+                f"{found.weights[0]} gives vectors of {width} numbers, the folder's modules {declared}: "
+                "the graph "
+                "lacks some of them; export the whole model, or its last_hidden_state"
+            )
+    # Normalizing once more changes nothing.
+    return Head((), (Normalize(),) if head is not None and head.normalized else ())
+
+
+def _refuse_tokenizer(found: files.ModelFiles, network: _Network, tokenizer: Tokenizer) -> None:
+    rows = network.rows
+    if rows is not None and max(tokenizer.rows, network.padding_id + 1) > rows:
+        raise ConfigError(
+            f"{found.tokenizer} has token ids up to {tokenizer.rows - 1} (padding {network.padding_id}), "
+            "the model "
+            f"has rows for 0 to {rows - 1}: tokenizer and weights do not belong together; fetch the model "
+            "again"
+        )
+    if found.config.get("model_type") in graph.FAMILIES and not sum(tokenizer.specials):
+        raise ConfigError(
+            f"{found.tokenizer} adds no special tokens, which {found.config['model_type']} models are made "
+            "for: "
+            "save the model again with a current transformers, which writes a post_processor"
+        )
 
 
 def _width(head: Head, hidden: int) -> int:

@@ -13,7 +13,8 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -50,7 +51,11 @@ def openvino() -> Any:
 
 
 def check_device(device: str) -> str:
-    """Return a device's name as OpenVINO writes it.
+    """Return the concrete device a name stands for, as OpenVINO writes it.
+
+    "AUTO" becomes a GPU, else an NPU, else the CPU; "AUTO:GPU,CPU" the first of these that is there. The
+    choice is made once and here: OpenVINO's own AUTO runs the first batches on another device than later
+    ones, with other bits.
 
     Raises:
         UnknownNameError: OpenVINO does not know the name.
@@ -64,7 +69,12 @@ def check_device(device: str) -> str:
     if kind not in {"CPU", "GPU", "NPU", "AUTO"}:
         raise unknown_name("device", device, ("CPU", "GPU", "NPU", "AUTO"))
     available = list(openvino().Core().available_devices)
-    if kind != "AUTO" and not any(found == name or found.partition(".")[0] == name for found in available):
+    if kind == "AUTO":
+        listed = [part.strip() for part in name.partition(":")[2].split(",") if part.strip()]
+        for wanted in listed or ("GPU", "NPU", "CPU"):
+            if any(found == wanted or found.partition(".")[0] == wanted for found in available):
+                return wanted
+    if not any(found == name or found.partition(".")[0] == name for found in available):
         raise ConfigError(
             f"device {device} is not on this machine, or its driver is missing; OpenVINO sees "
             f"{', '.join(available)}"
@@ -91,12 +101,25 @@ class Plan:
     cache_dir: Path
 
 
+def _unchecked() -> None:
+    """Check nothing."""
+
+
 class Runtime:
     """A graph that runs batches. Thread-safe: calls take turns."""
 
-    def __init__(self, plan: Plan, build: Callable[[], Any]) -> None:
+    def __init__(self, plan: Plan, build: Callable[[], Any], check: Callable[[], None] = _unchecked) -> None:
+        """Prepare to run a graph.
+
+        Args:
+            plan: How it runs.
+            build: Makes the graph.
+            check: Called once the graph is compiled, before it is kept or run; raises where the files it was
+                made from are no longer those `plan.key` was made from.
+        """
         self._plan = plan
         self._build = build
+        self._check = check
         self._turn = threading.Lock()
         self._bulk: Any = None
         self._single: Any = None
@@ -117,8 +140,11 @@ class Runtime:
             take: Called with the tag and (b, d) float32, in the order batches finish.
             single: Whether there is only one batch, which then gets all threads.
             stopped: Asked before every batch; once true, running batches finish and no other begins.
+
+        Raises:
+            ConfigError: OpenVINO cannot compile or run the graph.
         """
-        with self._turn:
+        with self._turn, _explained(self._plan.device):
             if single or (self._streams() == 1 and self._threads() == 1):
                 self._run_single(work, take, stopped)
             else:
@@ -183,7 +209,9 @@ class Runtime:
         core = openvino().Core()
         properties = self._properties(streams, threads)
         if self._plan.device != "CPU":
-            return core.compile_model(self._build(), self._plan.device, properties)
+            compiled = core.compile_model(self._build(), self._plan.device, properties)
+            self._check()
+            return compiled
         path = self._cached(properties)
         if self._blob is None:
             self._blob = read_blob(path)
@@ -194,6 +222,7 @@ class Runtime:
                 log.warning("compiled model %s is not readable and will be made again: %s", path, error)
                 self._blob = None
         compiled = core.compile_model(self._build(), "CPU", properties)
+        self._check()
         write_blob(path, compiled.export_model().getvalue())
         return compiled
 
@@ -211,6 +240,20 @@ class Runtime:
         ):
             digest.update(repr(part).encode() + b"\0")
         return self._plan.cache_dir / "compiled" / f"{digest.hexdigest()}.blob"
+
+
+@contextmanager
+def _explained(device: str) -> Iterator[None]:
+    """Turn OpenVINO's errors, which are dumps of its source, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(
+            f"OpenVINO cannot run the model on {device} "
+            f"({lines[-1][:200] if lines else 'no reason given'}): the "
+            "model's files or the device's driver do not fit; see --debug for the whole error"
+        ) from error
 
 
 def read_blob(path: Path) -> npt.NDArray[np.uint8] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as _Backend
 
-from vecmill.core.errors import CorruptFileError, InputError
+from vecmill.core.errors import ConfigError, CorruptFileError, InputError
 from vecmill.models.base import Encoded, Span, TokenIds
 
 _CHUNK = 4096
@@ -27,9 +27,16 @@ class Tokenizer:
         padding_id: The id that fills rows, where the file names one.
         unknown_id: The id of what the vocabulary lacks; None where nothing is unknown (byte-level models).
         specials: Tokens put before and after every text.
+        rows: Rows a table of word embeddings needs: the largest id, added tokens included, + 1.
     """
 
     def __init__(self, path: Path, *, lowercase: bool = False) -> None:
+        """Read a tokenizer.json, and what tokenizer_config.json beside it says otherwise.
+
+        Raises:
+            CorruptFileError: It is no tokenizer.json.
+            ConfigError: tokenizer_config.json asks for another normalization than tokenizer.json does.
+        """
         try:
             raw = path.read_text("utf-8")
             settings = json.loads(raw)
@@ -51,6 +58,10 @@ class Tokenizer:
         mask = self._backend.encode("a").special_tokens_mask
         head = next((i for i, special in enumerate(mask) if not special), len(mask))
         self.specials = (head, sum(mask) - head)
+        self.rows = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        overrides = _overrides(path.with_name("tokenizer_config.json"))
+        _refuse_overrides(overrides, settings.get("normalizer"), path)
+        self._keeps_ends = path if overrides.get("truncation_side") == "left" else None
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, or None."""
@@ -92,6 +103,12 @@ class Tokenizer:
             raise InputError(f"max_tokens {max_tokens} leaves no room beside {head + tail} special tokens")
         if len(ids) <= max_tokens:
             return text, ids
+        if self._keeps_ends is not None:
+            raise ConfigError(
+                f"{self._keeps_ends.with_name('tokenizer_config.json')}: truncation_side 'left' (a long "
+                "text keeps "
+                "its end) is not built here: split long texts"
+            )
         ends = self._offsets(text)[:, 1]
         for keep in range(min(room, len(ends)), 0, -1):
             kept = text[: ends[keep - 1]]
@@ -166,6 +183,44 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise _unencodable(batch, start) from error
         return encodings
+
+
+def _overrides(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not JSON ({error}): fetch the model again") from error
+    return found if isinstance(found, dict) else {}
+
+
+_NORMALIZER_FIELDS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def _refuse_overrides(overrides: dict[str, Any], normalizer: dict[str, Any] | None, path: Path) -> None:
+    """Refuse settings that BERT's tokenizer would put in the place of those of tokenizer.json."""
+    parts = [normalizer, *(normalizer or {}).get("normalizers", ())]
+    bert = next((part for part in parts if part and part.get("type") == "BertNormalizer"), None)
+    if bert is None:
+        return
+    asked = dict(bert)
+    asked.update({field: overrides[name] for name, field in _NORMALIZER_FIELDS.items() if name in overrides})
+    for state in (bert, asked):
+        if state.get("strip_accents") is None:  # then it follows the lower case
+            state["strip_accents"] = state.get("lowercase")
+    for name, field in _NORMALIZER_FIELDS.items():
+        if asked.get(field) != bert.get(field):
+            raise ConfigError(
+                f"{path.with_name('tokenizer_config.json')}: {name} {overrides.get(name)!r} contradicts "
+                f"{path.name}, whose normalizer has {field} {bert.get(field)!r}: make them agree (save the "
+                "model "
+                "again with a current transformers)"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,14 @@ class Weights(Mapping[str, Array]):
             return array.astype(np.float32) * self.scale(name)
         return np.ascontiguousarray(array, dtype=np.float32)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return self._tensors[name].shape
+
+    def file(self, name: str) -> Path:
+        """Return the file a tensor lies in."""
+        return self._tensors[name].file
+
     def scale(self, name: str) -> npt.NDArray[np.float32]:
         """Return the row scales (rows, 1) of a tensor stored as int8."""
         return np.asarray(self[name + SCALE_SUFFIX], dtype=np.float32).reshape(-1, 1)
