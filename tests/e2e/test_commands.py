@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import vecmill as package
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -116,6 +118,18 @@ def test_failed_rows_are_kept_and_the_code_is_3(vecmill: Run, tmp_path: Path) ->
     assert [(error["row"], error["code"]) for error in errors] == [(1, "empty_text")]
     skipped = vecmill("embed", "in.jsonl", "--text", "t", "-o", "o2.parquet", "--empty", "skip")
     assert skipped.returncode == 0
+
+
+def test_the_json_of_a_job_names_the_output_as_it_was_given(vecmill: Run, notes: Path) -> None:
+    made = vecmill("embed", notes, "--text", "text", "--id", "id", "-o", "n.parquet", "--json")
+    assert Path(json.loads(made.stdout)["output"]) == notes.with_name("n.parquet")
+
+
+def test_a_column_of_the_texts_is_shown_once(vecmill: Run, notes: Path) -> None:
+    vecmill("embed", notes, "--text", "text", "--id", "id", "-o", "n.parquet")
+    shown = vecmill("search", "n.parquet", "a pet", "--columns", "row,text").stdout
+    assert shown.splitlines()[0].split() == ["rank", "similarity", "id", "row", "text"]
+    assert vecmill("search", "n.parquet", "a pet", "--columns", "row,").returncode == 2
 
 
 def test_a_vector_file_searches_one_result_per_vector(vecmill: Run, notes: Path, tmp_path: Path) -> None:
@@ -241,6 +255,25 @@ def test_a_reader_who_leaves_early_is_no_error(vecmill: Run, notes: Path, tmp_pa
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_and_full_streams_stop_no_job(notes: Path, tmp_path: Path) -> None:
+    """Nobody hears the closing line; what was asked for is there all the same."""
+    for number, ending in enumerate(
+        ("2>&-", ">&-", "2>&- >&- <&-", *(["2>/dev/full"] * Path("/dev/full").exists()))
+    ):
+        command = f'"$0" -m vecmill.cli embed notes.csv --text text --id id -o {number}.parquet {ending}'
+        done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, check=False)
+        assert (ending, done.returncode) == (ending, 0)
+        assert package.read_vectors(tmp_path / f"{number}.parquet").total_rows == 3
+
+
+def test_a_warning_is_one_line_for_people(vecmill: Run, notes: Path) -> None:
+    vecmill("embed", notes, "--text", "text", "--id", "id", "-o", "n.parquet")
+    done = vecmill("search", "n.parquet", "窓の外で猫が眠っている。静かな夏の午後に、誰も邪魔をしない。")
+    assert done.returncode == 0
+    assert done.stderr.startswith("note: local:all-MiniLM-L6-v2 hardly knows the language")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(vecmill: Run, tmp_path: Path) -> None:

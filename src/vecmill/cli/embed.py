@@ -114,9 +114,9 @@ def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **
         emit(
             {
                 "state": outcome.state,
+                **outcome.receipt,
                 "output": outcome.output,
                 "errors_file": outcome.errors_file,
-                **outcome.receipt,
             }
         )
     return outcome.exit_code
@@ -140,7 +140,7 @@ def job_options(given: dict[str, Any]) -> JobOptions:
         records=given.pop("records"),
     )
     return JobOptions(
-        columns=None if columns is None else _listed(columns),
+        columns=None if columns is None else listed(columns),
         output_column=_renamed(given.pop("output_columns")),
         format=given.pop("format_"),
         read=read,
@@ -225,7 +225,12 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _listed(columns: str) -> tuple[str, ...]:
+def listed(columns: str) -> tuple[str, ...]:
+    """Turn the value of `--columns` into names; none for "none".
+
+    Raises:
+        UsageError: A name is empty.
+    """
     if columns == "none":
         return ()
     names = tuple(name.strip() for name in columns.split(","))

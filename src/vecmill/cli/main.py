@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -85,6 +87,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one may have been meant."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(str(errors.unknown_name("command", args[0], COMMANDS)), ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a reader of its output who leaves early is no error."""
         try:
@@ -118,6 +128,7 @@ def cli() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one line on stderr."""
+    _replace_closed_streams()
     given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s"
@@ -140,6 +151,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(f"error: {error}")
         return exit_code(error)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {error}")
+        return COULD_NOT_RUN
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -160,6 +176,7 @@ def main() -> NoReturn:
     After an interrupt it is left at once: a thread that waits for more of standard input would hold it
     until the end of that. What must not be torn was waited for by `run_sync`.
     """
+    warnings.showwarning = _note
     code = run()
     if code == INTERRUPTED:
         for stream in (sys.stdout, sys.stderr):
@@ -169,6 +186,13 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _replace_closed_streams() -> None:
+    """Open the null device for a standard stream that is closed, lest a file of ours takes its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - to the end
+
+
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
     """Take `--debug` out, wherever it stands before a `--`, so that it works after the command too."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -176,5 +200,21 @@ def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
     return head + arguments[end:], len(head) < end
 
 
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - as `warnings.showwarning` has it
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """Show a warning meant for users as one line; those meant for programmers are theirs."""
+    if issubclass(category, UserWarning):
+        _say(f"note: {message}")
+    else:
+        logging.getLogger(__name__).debug("%s: %s %s", category.__name__, message, (filename, lineno))
+
+
 def _say(message: str) -> None:
-    click.echo(plain(message, keep_lines=True), err=True)
+    with contextlib.suppress(OSError):  # nobody listens
+        click.echo(plain(message, keep_lines=True), err=True)

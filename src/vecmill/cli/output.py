@@ -10,6 +10,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -144,8 +145,9 @@ def say(*lines: str) -> None:
 
 
 def tell(message: str) -> None:
-    """Print one line on stderr: progress, notices, the closing summary."""
-    click.echo(plain(message), err=True)
+    """Print one line on stderr: progress, notices, the closing summary. Nobody need be listening."""
+    with suppress(OSError):
+        click.echo(plain(message), err=True)
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

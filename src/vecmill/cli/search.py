@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vecmill.cli.embed import listed
 from vecmill.cli.output import emit, say, table, tell
 from vecmill.core.errors import InputError
 from vecmill.embedder.background import run_sync
@@ -103,8 +104,7 @@ def _options(given: dict[str, Any]) -> Any:
     columns = given["columns"]
     if columns is None:
         return given
-    names = [] if columns == "none" else [name.strip() for name in columns.split(",")]
-    return {**given, "columns": names}
+    return {**given, "columns": listed(columns)}
 
 
 def _read_queries(path: Path) -> Vectors:
@@ -118,7 +118,8 @@ def _read_queries(path: Path) -> Vectors:
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+        why = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to trust it
+        raise InputError(f"{path} is not a .npy file of numbers{why}") from error
     if not isinstance(numbers, np.ndarray) or numbers.ndim not in (1, 2):
         shape = getattr(numbers, "shape", "an archive")
         raise InputError(f"{path} holds {shape}; a query is one vector (d,) or several (q, d)")
@@ -159,18 +160,19 @@ def _record(result: SearchResult) -> dict[str, Any]:
 
 def _lines(result: SearchResult, shown: str | None) -> list[str]:
     """Lay out hits for people: rank, similarity, id, asked-for columns, text."""
-    names = [] if shown in (None, "none") else [name.strip() for name in str(shown).split(",")]
+    names = () if shown is None else listed(shown)
+    asked = any(all(hit.columns[name] == hit.text for hit in result.hits) for name in names)
     rows = [
         (
             str(hit.rank),
             f"{hit.similarity:.4f}",
             hit.id,
-            *(str(hit.columns[name]) for name in names),
-            _said(hit.text, hit.columns if shown is None else {}),
+            *("" if hit.columns[name] is None else str(hit.columns[name]) for name in names),
+            *(() if asked else (_said(hit.text, hit.columns if shown is None else {}),)),
         )
         for hit in result.hits
     ]
-    header = ("rank", "similarity", "id", *names, "text")
+    header = ("rank", "similarity", "id", *names, *(() if asked else ("text",)))
     return table(rows, header if names else (), right=frozenset({0, 1}))
 
 

@@ -33,7 +33,7 @@ def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
     without = described["rows"] - described["vectors"]
     rows = [
         ("set", described["path"]),
-        ("size", f"{described['size_bytes'] / 2**20:,.1f} MiB"),
+        ("size", _size_for_people(described["size_bytes"])),
         ("rows", f"{described['rows']:,}" + (f", {without:,} without a vector" if without else "")),
         ("dimensions", str(described["dimensions"])),
         ("unit length", {True: "yes", False: "no", None: "unknown"}[described["normalized"]]),
@@ -106,6 +106,12 @@ def _describe(vector_set: str, vector_column: str | None) -> dict[str, Any]:
         "manifest": kept,
         "why_unknown": None if manifest is not None else why,
     }
+
+
+def _size_for_people(size_bytes: int) -> str:
+    if size_bytes < 2**20:
+        return f"{size_bytes / 2**10:,.1f} KiB"
+    return f"{size_bytes / 2**20:,.1f} MiB"
 
 
 def _size(path: Path) -> int:

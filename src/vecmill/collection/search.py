@@ -201,6 +201,9 @@ def _options(given: SearchKeywords) -> SearchOptions:
     asked = SearchOptions(**given)
     if asked.k < 1:
         raise InputError(f"k is {asked.k}: it must be at least 1")
+    for name in ("max_distance", "min_similarity"):
+        if (limit := getattr(asked, name)) is not None and np.isnan(limit):
+            raise InputError(f"{name} is {limit}: it must be a number")
     return replace(asked, metric=choice(Metric, asked.metric, "metric"))
 
 

@@ -173,3 +173,16 @@ def test_an_interrupt_says_what_is_kept_where_something_is(
     failing[0] = KeyboardInterrupt("half of it is kept")
     assert main.run(["fail"]) == main.INTERRUPTED
     assert capsys.readouterr().err.strip() == "interrupted; half of it is kept"
+
+
+def test_a_mistyped_command_is_answered_with_a_close_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["serach", "x"]) == main.USAGE
+    assert "unknown command 'serach'; did you mean 'search'" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(PermissionError(13, "Permission denied", "/closed/file"))
+    assert main.run(["fail"]) == main.COULD_NOT_RUN
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/closed/file'\n"

@@ -269,7 +269,12 @@ def test_a_query_that_is_too_long_is_not_cut_silently(made: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"k": 0}, "k is 0"), ({"metric": "cosin"}, "cosine"), ({"top_k": 3}, "unknown option")],
+    [
+        ({"k": 0}, "k is 0"),
+        ({"max_distance": float("nan")}, "max_distance is nan"),
+        ({"metric": "cosin"}, "cosine"),
+        ({"top_k": 3}, "unknown option"),
+    ],
 )
 def test_a_wrong_option_is_refused(made: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
