@@ -87,7 +87,7 @@ NASTY: dict[str, list[Case]] = {
     "crafted/quotes_newlines.csv": [
         Case(4, "id text", {0: 'He said "no"', 1: "line one\nline two\n\nline four", 3: 'just "a" quote'})
     ],
-    "crafted/ragged.csv": [Case(error=InputError, message=r"row 2 \(the header not counted\): 2 cells .* 3")],
+    "crafted/ragged.csv": [Case(error=InputError, message=r"row 1 \(counted from 0\): 2 cells .* 3")],
     "crafted/strings.json": [Case(3, "text", {0: "one", 1: "two", 2: "three"})],
     "crafted/truncated.jsonl": [
         Case(error=CorruptFileError, message="line 4: the file ends inside this record; .*the line")

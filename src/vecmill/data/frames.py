@@ -144,8 +144,9 @@ def _from_items(frame: Iterable[Any]) -> pa.RecordBatchReader:
         return _normalised(pa.table({"text": pa.array(_learned("text", items), pa.string())}).to_reader())
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
+            odd = next((at for at, one in enumerate(items) if type(one) is not type(items[0])), i)
             raise InputError(
-                f"item {i} is {type_name(item)}, item 0 is {type_name(items[0])}; pass {_ACCEPTED}"
+                f"item {odd} is {type_name(items[odd])}, item 0 is {type_name(items[0])}; pass {_ACCEPTED}"
             )
     names = names_in_order(items, {})
     arrays = {str(name): _learned(str(name), [item.get(name) for item in items]) for name in names}

@@ -222,11 +222,9 @@ class CsvTable:
         name = self._source.name
         if (ragged := _RAGGED.match(str(error))) is not None:
             number, expected, found = map(int, ragged.groups())
-            header = self._options.header
-            counted = "the header not counted" if header else "the first row is 1"
-            row = number - (1 if header else 0)
+            row = number - (2 if self._options.header else 1)
             return InputError(
-                f"{name}, row {row} ({counted}): {found} cells where the first row has {expected}; "
+                f"{name}, row {row} (counted from 0): {found} cells where the first row has {expected}; "
                 f"{self._ragged_cure(found, expected)}"
             )
         if "UTF8" in str(error) and (wrong := undecodable(file)) is not None:
@@ -254,9 +252,8 @@ class CsvTable:
             tail = (tail + chunk)[-len(end) :]
         if tail == end and quotes % 2:
             raise InputError(
-                f"{self._source.name}, row {rows} (the header not counted): a quote opens the last cell "
-                "and is never "
-                "closed; the file is cut short, or its quotes are plain characters: --no-quotes"
+                f"{self._source.name}, row {rows - 1} (counted from 0): a quote opens the last cell and is "
+                "never closed; the file is cut short, or its quotes are plain characters: --no-quotes"
             )
 
 

@@ -349,10 +349,8 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         system, root = url_to_fs(url, **options)
     except ImportError as error:
-        package = known[scheme]["class"].partition(".")[0]
-        raise MissingExtraError(
-            f"{scheme}:// needs the package {package!r}, which is not installed: pip install {package}"
-        ) from error
+        needs = known.get(scheme, {}).get("err") or f"it needs the package {error.name!r}"
+        raise MissingExtraError(f"{scheme}:// cannot be read here: {needs}") from error
     return system, root
 
 

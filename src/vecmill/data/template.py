@@ -184,9 +184,8 @@ def choose_text(scan: _HasSchema, *, text: str | None, template: str | None) -> 
         raise InputError(f"no column holds text; the columns are {_listed(scan.schema.names)}")
     first, second = scan.string_columns[:2]
     raise InputError(
-        f"several columns hold text: {_listed(scan.string_columns)}; choose one with --text {first}, or "
-        "join them "
-        f"with --template '{{{first}}} {{{second}}}'"
+        f"several columns hold text: {_listed(scan.string_columns)}; choose one with --text {first}, or join "
+        f"some: --template '{{{first}}} {{{second}}}'. If these are no names but a first row, add --no-header"
     )
 
 

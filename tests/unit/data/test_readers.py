@@ -213,7 +213,7 @@ def test_semicolons_in_the_only_column_name_are_pointed_out(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("end", ["", "\n", "\nnext,row\n", ' ""\n'])
 def test_quote_that_is_never_closed_is_refused(tmp_path: Path, end: str) -> None:
-    with pytest.raises(InputError, match=r"a\.csv, row 2 .*never closed.*--no-quotes"):
+    with pytest.raises(InputError, match=r"a\.csv, row 1 .*never closed.*--no-quotes"):
         read(tmp_path, ("a.csv", 'x,y\n1,a\n2,"cut off' + end))
 
 
@@ -225,14 +225,14 @@ def test_closed_or_inner_quotes_at_the_end_are_read(tmp_path: Path, cell: str) -
 
 def test_ragged_row_is_named_without_its_text(tmp_path: Path) -> None:
     content = "a,b\n" + "\n" + 'x,"two\nlines"\n' + "SECRET\n"
-    with pytest.raises(InputError, match=r"r\.csv, row 2 .*1 cells where the first row has 2") as caught:
+    with pytest.raises(InputError, match=r"r\.csv, row 1 .*1 cells where the first row has 2") as caught:
         read(tmp_path, ("r.csv", content))
     assert "SECRET" not in str(caught.value)
 
 
 def test_ragged_row_beyond_the_first_block_is_named(tmp_path: Path) -> None:
     content = "a,b\n" + "word,word word word\n" * 100_000 + "1,2,3\n"
-    with pytest.raises(InputError, match=r"row 100001 .*3 cells"):
+    with pytest.raises(InputError, match=r"row 100000 .*3 cells"):
         read(tmp_path, ("r.csv", content))
 
 
@@ -574,7 +574,7 @@ def test_arrow_stream_cut_between_batches_is_pointed_out(tmp_path: Path) -> None
 
 
 def test_ragged_row_of_wrong_bytes_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"row 2 .*1 cells"):
+    with pytest.raises(InputError, match=r"row 1 .*1 cells"):
         read(tmp_path, ("a.csv", b"a,b\n1,2\n\xff\n"))
 
 
