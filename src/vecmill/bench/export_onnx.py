@@ -1,7 +1,10 @@
 """Write the ONNX file the ONNX Runtime peer runs: float32, token vectors out, as fastembed's models are.
 
-A script of its own, run by the interpreter that has torch: `python export_onnx.py MODEL_FOLDER OUT.onnx`.
-It imports nothing of this package.
+A script of its own, run by the interpreter that has torch:
+
+    python export_onnx.py FOLDER OUT.onnx [token_types]
+
+The last word is for models that take token types. It imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 
-def export(folder: Path, out: Path) -> None:
+def export(folder: Path, out: Path, *, token_types: bool) -> None:
     """Export the transformer of a folder of Hugging Face files; batch and length stay open.
 
     Args:
-        folder: Holds `config.json` and `model.safetensors`.
+        folder: Holds `config.json` and the weights.
         out: The file to write; its folder exists.
+        token_types: Whether the model takes `token_type_ids`.
     """
     import torch
     from transformers import AutoModel
@@ -25,18 +29,20 @@ def export(folder: Path, out: Path) -> None:
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     by_name = model.forward
 
-    def by_position(ids: Any, mask: Any, types: Any) -> Any:
-        return by_name(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if token_types else [])]
+
+    def by_position(*inputs: Any) -> Any:
+        return by_name(**dict(zip(names, inputs, strict=True))).last_hidden_state
 
     model.forward = by_position  # the exporter passes its inputs by position
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    names = ["input_ids", "attention_mask", "token_type_ids"]
+    mask = torch.ones((2, 8), dtype=torch.int64)
+    inputs = (4 * mask, mask, 0 * mask)[: len(names)]
     output = "last_hidden_state"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of tracing, and of the exporter that is to replace this one
         torch.onnx.export(
             model,
-            (ids, ids, 0 * ids),
+            inputs,
             str(out),
             input_names=names,
             output_names=[output],
@@ -47,4 +53,4 @@ def export(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    export(Path(sys.argv[1]), Path(sys.argv[2]))
+    export(Path(sys.argv[1]), Path(sys.argv[2]), token_types="token_types" in sys.argv[3:])

@@ -7,6 +7,7 @@ taken inside a round, so that a disturbance longer than a round hits both sides.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -18,17 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from vecmill.bench import peers, workloads
+from vecmill.bench import peers, systems, workloads
 from vecmill.bench.peers import System, Timing, Worker
 from vecmill.bench.quality import Closeness, closeness
-from vecmill.bench.report import Comparison, Measured, Report, machine_record
+from vecmill.bench.report import Comparison, Measured, Report, commit, machine_record, sha256_of
+from vecmill.bench.systems import REFERENCE, Model
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import InputError, ProviderError
 from vecmill.core.measure import paired_ratio
 from vecmill.core.types import Vectors
-
-REFERENCE = "sentence-transformers"
-ORT = "onnxruntime as fastembed runs it"
 
 
 def _say_nothing(line: str) -> None:
@@ -43,6 +42,7 @@ def run_local(
     threads: int = 1,
     out: Path | None = None,
     source: str | None = None,
+    files: Sequence[Path] = (),
     starts: int = 5,
     peer_python: Path | None = None,
     seed: int = 0,
@@ -62,6 +62,7 @@ def run_local(
         threads: Threads and cores each system gets.
         out: The result file to write, or None.
         source: Says where `texts` come from, for the record.
+        files: The files the texts were drawn from: their SHA-256 is recorded.
         starts: Cold starts kept per system; 0 measures none.
         peer_python: Interpreter that has the peers' packages; None: this one.
         seed: Of the order, the synthetic texts and the intervals.
@@ -83,14 +84,20 @@ def run_local(
     settings = settings or load_settings()
     cores = _cores(threads)
     notes: list[str] = []
-    systems = _systems(model_folder, threads, cores, peer_python or peers.this_python(), settings, notes)
+    code = commit()  # of the code that runs: the tree may change meanwhile
+    model = systems.inspect(model_folder)
+    python = peer_python or peers.this_python()
+    found = systems.find(model, threads=threads, cores=cores, python=python, settings=settings, notes=notes)
+    data = _describe(texts, source or "texts given by the caller", files, model)
     before = _load()
-    measured = _measure(systems, list(texts), rounds, starts, seed, notes, say)
+    measured = _measure(found, list(texts), rounds, starts, seed, notes, say)
     record = {**machine_record(), "load_before": before, "load_after": _load()}
     notes += _disturbance(measured)
     report = Report(
         command=command,
-        data=_describe(texts, source or "texts given by the caller"),
+        commit=code,
+        data=data,
+        model=model.record(),
         settings={
             "rounds": rounds,
             "discarded_rounds": 1,
@@ -99,7 +106,6 @@ def run_local(
             "cores": cores,
             "seed": seed,
             "reference": REFERENCE,
-            "model": str(model_folder.name if model_folder else "minilm"),
         },
         machine=record,
         measured=measured,
@@ -109,47 +115,6 @@ def run_local(
     if out is not None:
         report.write(out)
     return report
-
-
-def _systems(
-    folder: Path | None,
-    threads: int,
-    cores: list[int] | None,
-    python: Path,
-    settings: Settings,
-    notes: list[str],
-) -> list[System]:
-    """List what can be measured here; note what cannot and why."""
-    common: dict[str, Any] = {"threads": threads, "cores": cores}
-    here = peers.this_python()
-    if folder is None:
-        notes.append("float32 and peers are left out: they need --model FOLDER with full-precision weights")
-        return [System("vecmill int8", "vecmill", here, {**common, "model": "minilm", "precision": None})]
-    model = str(folder.resolve())
-    found = [
-        System(f"vecmill {precision}", "vecmill", here, {**common, "model": model, "precision": precision})
-        for precision in ("float32", "int8")
-    ]
-    if _has(python, ["torch", "sentence_transformers"], REFERENCE, notes):
-        found.append(System(REFERENCE, REFERENCE, python, {**common, "model": model}))
-    if _has(python, ["torch", "transformers", "onnxruntime", "tokenizers"], ORT, notes):
-        try:
-            file = peers.export_onnx(python, folder, settings.cache_dir)
-            options = {**common, "model": model, "onnx": str(file)}
-            found.append(System(ORT, "onnxruntime", python, options))
-        except ProviderError as error:
-            notes.append(f"{ORT} is left out: {error}")
-    return found
-
-
-def _has(python: Path, modules: list[str], name: str, notes: list[str]) -> bool:
-    missing = peers.missing_packages(python, modules)
-    if missing:
-        notes.append(
-            f"{name} is left out: {python} has no {', '.join(missing)}; "
-            "pip install 'vecmill[bench]', or name an interpreter that has them with --peer-python"
-        )
-    return not missing
 
 
 def _measure(
@@ -262,14 +227,19 @@ def _compare(measured: list[Measured], seed: int) -> list[Comparison]:
     ]
 
 
-def _describe(texts: Sequence[str], source: str) -> dict[str, Any]:
+def _describe(texts: Sequence[str], source: str, files: Sequence[Path], model: Model) -> dict[str, Any]:
     characters = np.array([len(text) for text in texts])
+    tokens = model.count_tokens(texts)
     return {
         "source": source,
+        "files_sha256": {path.name: sha256_of(path) for path in files},
+        "texts_sha256": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest(),
         "texts": len(texts),
         "distinct": len(set(texts)),
         "characters_mean": float(characters.mean()),
         "characters_p95": float(np.percentile(characters, 95)),
+        "tokens_mean": float(tokens.mean()),
+        "tokens_p95": float(np.percentile(tokens, 95)),
     }
 
 

@@ -166,20 +166,30 @@ def missing_packages(python: Path, modules: Sequence[str]) -> list[str]:
     return found
 
 
-def export_onnx(python: Path, folder: Path, cache_dir: Path) -> Path:
+def export_onnx(
+    python: Path, folder: Path, hashed: Sequence[Path], cache_dir: Path, *, token_types: bool
+) -> Path:
     """Return the ONNX file of a model folder, made once by the peers' interpreter and kept in the cache.
+
+    Args:
+        python: The peers' interpreter.
+        folder: Holds config.json and the weights.
+        hashed: The files whose bytes decide it.
+        cache_dir: Where made files are kept.
+        token_types: Whether the model takes token types.
 
     Raises:
         ProviderError: The export failed.
     """
-    digest = durable.digest_file(folder / "model.safetensors")
+    digest = durable.digest_bytes("".join(durable.digest_file(path) for path in hashed).encode())
     out = cache_dir / "bench" / digest[:16] / "model.onnx"
     if out.is_file():
         return out
     durable.make_dir(out.parent)
     with durable.replacing(out) as beside:
+        words = ["token_types"] if token_types else []
         done = subprocess.run(  # noqa: S603 - our own script, no shell
-            [str(python), "-P", str(_HERE / "export_onnx.py"), str(folder), str(beside)],
+            [str(python), "-P", str(_HERE / "export_onnx.py"), str(folder), str(beside), *words],
             capture_output=True,
             text=True,
             check=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -59,7 +60,10 @@ class Report:
 
     Attributes:
         command: What was called.
-        data: What the texts were: where from, how many, tokens.
+        commit: The source tree's, as `commit` tells.
+        data: What the texts were: where from, how many, tokens, SHA-256 of the files and of the texts (as a
+            JSON list).
+        model: Its name, the SHA-256 of its files, pooling and limit.
         settings: Rounds, threads, cores, seed.
         machine: Processor, cores, system, load before and after.
         measured: The systems, in the order of the table.
@@ -68,7 +72,9 @@ class Report:
     """
 
     command: str
+    commit: str | None
     data: dict[str, Any]
+    model: dict[str, Any]
     settings: dict[str, Any]
     machine: dict[str, Any]
     measured: list[Measured]
@@ -81,9 +87,10 @@ class Report:
             "format_version": FORMAT_VERSION,
             "benchmark": "local",
             "command": self.command,
-            "commit": commit(),
+            "commit": self.commit,
             "version": __version__,
             "machine": self.machine,
+            "model": self.model,
             "data": self.data,
             "settings": self.settings,
             "systems": [_summary(one, self.data["texts"]) for one in self.measured],
@@ -153,6 +160,12 @@ def _summary(one: Measured, texts: int) -> dict[str, Any]:
     return record
 
 
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hex, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def machine_record() -> dict[str, Any]:
     """Return what the machine is, for the result file."""
     cpu = machine.cpu()
@@ -168,17 +181,25 @@ def machine_record() -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """Return the commit of the source tree this runs from, with "+" where files differ from it, or None."""
-    here = Path(__file__).parent
+def commit(file: Path = Path(__file__)) -> str | None:
+    """Return the commit of the source tree a file belongs to, or None where it belongs to none.
+
+    A "+" follows where tracked files of the tree differ from it; files git does not know do not count.
+    """
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git(file, "ls-files", "--error-unmatch", file.name)  # an installed copy may lie in another's tree
+        changed = _git(file, "status", "--porcelain", "--untracked-files=no")
+        return _git(file, "rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
+
+
+def _git(file: Path, *words: str) -> str:
+    done = subprocess.run(  # noqa: S603 - git alone, no shell
+        ["git", *words],  # noqa: S607 - wherever the user has it
+        cwd=file.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()

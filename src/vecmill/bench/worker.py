@@ -55,7 +55,10 @@ class Vecmill:
 
 
 class SentenceTransformers:
-    """The reference: `SentenceTransformer(folder).encode(texts, batch_size=32)` on torch."""
+    """The reference: `SentenceTransformer(folder).encode(texts, batch_size=32)` on torch.
+
+    Limit, prompt and normalization are the ones this package uses for documents.
+    """
 
     packages = ("sentence-transformers", "torch", "transformers", "numpy")
 
@@ -65,11 +68,18 @@ class SentenceTransformers:
 
         torch.set_num_threads(options["threads"])
         self._model = SentenceTransformer(options["model"], device="cpu")
+        self._model.max_seq_length = options["max_tokens"]
+        self._prompt = options["prompt"]
+        self._normalize = options["normalize"]
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Embed as the library does by itself: it sorts by length."""
         vectors: npt.NDArray[np.float32] = self._model.encode(
-            texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
+            texts,
+            prompt=self._prompt,
+            batch_size=32,
+            normalize_embeddings=self._normalize,
+            show_progress_bar=False,
         )
         return vectors
 
@@ -77,7 +87,8 @@ class SentenceTransformers:
 class OnnxRuntime:
     """ONNX Runtime as fastembed runs it: batches of 256 in the order of the texts, padded to the longest.
 
-    Source: fastembed, `common/onnx_model.py` and `text/pooled_normalized_embedding.py` (mean, unit length).
+    Source: fastembed, `common/onnx_model.py` and `text/pooled_normalized_embedding.py` (mean, unit length
+    where the model has it).
     """
 
     packages = ("onnxruntime", "tokenizers", "numpy")
@@ -92,28 +103,33 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(
             options["onnx"], sess_options=settings, providers=["CPUExecutionProvider"]
         )
-        folder = Path(options["model"])
-        limit = json.loads((folder / "sentence_bert_config.json").read_text("utf-8"))["max_seq_length"]
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(max_length=limit)
-        self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")  # noqa: S106 - a token of the vocabulary
+        self._options = options
+        self._tokenizer = Tokenizer.from_file(options["tokenizer"])
+        padding = options["padding_id"]
+        self._tokenizer.enable_truncation(max_length=options["max_tokens"])
+        self._tokenizer.enable_padding(pad_id=padding, pad_token=self._tokenizer.id_to_token(padding))
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Embed in batches of 256."""
         return np.concatenate([self._batch(texts[at : at + 256]) for at in range(0, len(texts), 256)])
 
     def _batch(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        texts = [self._options["prompt"] + text for text in texts]
+        if self._options["lowercase"]:
+            texts = [text.lower() for text in texts]
         rows = self._tokenizer.encode_batch(texts)
         mask = np.array([row.attention_mask for row in rows], np.int64)
         feed = {
             "input_ids": np.array([row.ids for row in rows], np.int64),
             "attention_mask": mask,
-            "token_type_ids": np.zeros_like(mask),
         }
+        if self._options["token_types"]:
+            feed["token_type_ids"] = np.zeros_like(mask)
         tokens = self._session.run(["last_hidden_state"], feed)[0]  # (b, length, d)
         weights = mask[:, :, None].astype(np.float32)
-        means = (tokens * weights).sum(axis=1) / weights.sum(axis=1)
-        vectors: npt.NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
+        vectors: npt.NDArray[np.float32] = (tokens * weights).sum(axis=1) / weights.sum(axis=1)
+        if self._options["normalize"]:
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
 
@@ -162,6 +178,10 @@ def _rss() -> int | None:
 
 
 def _version(package: str) -> str:
+    if package == "vecmill":
+        from vecmill._version import __version__
+
+        return __version__
     try:
         return version(package)
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -120,10 +121,11 @@ def local(
         model_folder=None if folder is None else Path(folder),
         texts=drawn,
         source=source,
+        files=[path for path in map(Path, [*inputs, *([data] if data else [])]) if path.is_file()],
         out=None if output is None else Path(output),
         peer_python=None if peer_python is None else Path(peer_python),
         settings=load_settings(),
-        command=" ".join(["vecmill", *sys.argv[1:]]),
+        command=shlex.join(["vecmill", *sys.argv[1:]]),
         say=tell,
         **given,
     )

@@ -13,7 +13,7 @@ from vecmill.bench import worker
 
 
 class Fake:
-    packages = ("numpy", "no-such-package")
+    packages = ("vecmill", "numpy", "no-such-package")
 
     def __init__(self, options: dict[str, Any]) -> None:
         if options.get("broken"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vecmill._version import __version__
 from vecmill.bench import local, peers
+from vecmill.bench import systems as systems_module
 from vecmill.bench.local import run_local
 from vecmill.bench.peers import System, Worker, missing_packages
 from vecmill.bench.report import render
 from vecmill.core.errors import InputError, ProviderError
+from vecmill.models.local.files import BUILTIN_FOLDER
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 TEXTS = [f"text {i}" for i in range(30)]
@@ -24,7 +28,7 @@ def fake(name: str, kind: str = "vecmill", **options: Any) -> System:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, systems: list[System], **options: Any) -> Any:
-    monkeypatch.setattr(local, "_systems", lambda *_: systems)
+    monkeypatch.setattr(systems_module, "find", lambda *_, **__: systems)
     return run_local(**{"texts": TEXTS, "rounds": 3, "starts": 1, **options})
 
 
@@ -64,22 +68,34 @@ def test_the_first_round_is_thrown_away_and_every_system_runs_every_round(
 def test_the_result_file_records_all_that_is_needed_to_repeat_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    out = tmp_path / "result.json"
+    out, drawn_from = tmp_path / "result.json", tmp_path / "lines.txt"
+    drawn_from.write_bytes(b"abc")
     report = run(
         monkeypatch,
         [fake("vecmill int8"), fake("sentence-transformers")],
         out=out,
         seed=7,
         source="thirty lines",
+        files=[drawn_from],
     )
     record = json.loads(out.read_text("utf-8"))
     assert record["settings"]["seed"] == 7
     assert record["data"]["source"] == "thirty lines"
     assert record["data"]["texts"] == 30
+    assert record["data"]["files_sha256"] == {
+        "lines.txt": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    }
+    assert record["data"]["texts_sha256"] == hashlib.sha256(json.dumps(TEXTS).encode()).hexdigest()
+    assert record["data"]["tokens_mean"] == record["data"]["tokens_p95"] == 4  # [CLS] text 7 [SEP]
+    assert record["model"]["name"] == "all-MiniLM-L6-v2"
+    weights = record["model"]["sha256"]["model.safetensors"]
+    assert weights == hashlib.sha256((BUILTIN_FOLDER / "model.safetensors").read_bytes()).hexdigest()
+    assert record["version"] == __version__
     assert record["machine"]["cpu"]
     first = record["systems"][0]
     assert {"wall_median", "wall_p95", "cpu_median", "versions", "rss_bytes"} <= first.keys()
     assert first["versions"]["no-such-package"] == "source"
+    assert first["versions"]["vecmill"] == __version__
     assert {"median", "low", "high"} <= record["ratios"][0]["cpu"].keys()
     shown = "\n".join(render(report))
     assert all(name in shown for name in ("vecmill int8", "sentence-transformers", "times as fast"))
@@ -116,24 +132,6 @@ def test_a_worker_saves_the_vectors_of_its_last_texts(tmp_path: Path) -> None:
         worker.embed(file)
         worker.save(tmp_path / "v.npy")
     assert np.load(tmp_path / "v.npy").shape == (30, 32)
-
-
-def test_peers_that_are_not_installed_are_left_out_naming_the_extra(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(peers, "missing_packages", lambda python, modules: modules[:1])
-    notes: list[str] = []
-    found = local._systems(tmp_path, 1, None, peers.this_python(), local.load_settings(), notes)
-    assert [system.name for system in found] == ["vecmill float32", "vecmill int8"]
-    assert len(notes) == 2
-    assert all("vecmill[bench]" in note and "torch" in note for note in notes)
-
-
-def test_without_a_folder_only_the_built_in_model_is_measured() -> None:
-    notes: list[str] = []
-    found = local._systems(None, 1, None, peers.this_python(), local.load_settings(), notes)
-    assert [system.options["model"] for system in found] == ["minilm"]
-    assert "--model FOLDER" in notes[0]
 
 
 def test_missing_packages_are_found_by_the_other_interpreter() -> None:
