@@ -42,8 +42,9 @@ def add_module(folder: Path, kind: str, *, first: bool = False) -> Path:
 
 def add_dense(folder: Path, rows: int, columns: int, save_tensors: Any, **config: Any) -> Path:
     place = add_module(folder, "Dense")
-    weights = np.random.default_rng(rows).normal(size=(rows, columns)).astype(np.float32)
-    save_tensors(place / "model.safetensors", {"linear.weight": ("F32", weights)})
+    weights = np.random.default_rng(rows).normal(0, 0.02, size=(rows, columns)).astype(np.float32)
+    tensors = {"linear.weight": ("F32", weights), "linear.bias": ("F32", weights[:, 0].copy())}
+    save_tensors(place / "model.safetensors", tensors)
     (place / "config.json").write_text(json.dumps({"activation_function": "x.Identity", **config}))
     return place
 
@@ -70,11 +71,13 @@ def pooled(x: Any, at: Any, op: Any) -> Any:
 
 
 def wide(x: Any, at: Any, op: Any) -> Any:
-    """Mean and a matrix of 1,152 inputs, with the batch as rows."""
+    """Mean and a matrix of 1,025 inputs, with the batch as rows."""
     draw = np.random.default_rng(0)
-    up = op.constant(draw.normal(size=(32, 1152)).astype(np.float32))
-    down = op.constant(draw.normal(size=(1152, 16)).astype(np.float32))
-    return op.matmul(op.matmul(pooled(x, at, op), up, False, False), down, False, False)
+    up = op.constant(draw.normal(0, 0.02, size=(32, 1025)).astype(np.float32))
+    down = op.constant(draw.normal(0, 0.02, size=(1025, 64)).astype(np.float32))
+    inner = op.tanh(op.matmul(pooled(x, at, op), up, False, False))
+    shift = op.constant(draw.normal(size=64).astype(np.float32))
+    return op.tanh(op.add(op.matmul(inner, down, False, False), shift))
 
 
 def export(folder: Path, outputs: Outputs, *, positions: bool = False) -> None:
@@ -205,12 +208,13 @@ def test_place_of_an_onnx_file_is_not_part_of_the_space(copy_model: Copy, open_l
 # Same text, same bytes
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(1025, 64), (1152, 256), (4096, 16)])
 def test_wide_dense_layer_gives_same_bytes_alone(
-    copy_model: Copy, open_local: Any, embed: Any, save_tensors: Any
+    copy_model: Copy, open_local: Any, embed: Any, save_tensors: Any, inputs: int, outputs: int
 ) -> None:
     folder = copy_model("bert-mean")
-    add_dense(folder, 1152, 32, save_tensors)
-    add_dense(folder, 64, 1152, save_tensors)
+    add_dense(folder, inputs, 32, save_tensors, activation_function="x.Tanh")
+    add_dense(folder, outputs, inputs, save_tensors, activation_function="x.Tanh")
     assert_same_bytes_alone(open_local, embed, folder)
 
 
