@@ -212,7 +212,9 @@ class LocalProvider:
             report(len(batch.rows), int(encoded.tokens[batch.rows].sum()))
 
         work = self._fill(ids, batches)
-        self._engine.run(work, take, single=len(batches) == 1, stopped=stop.is_set)
+        # A lone row is summed in another order by several threads, so these graphs get one thread per text.
+        single = len(batches) == 1 and not self._network.alone
+        self._engine.run(work, take, single=single, stopped=stop.is_set)
         return vectors
 
     def _fill(self, ids: tuple[TokenIds, ...], batches: list[packing.Batch]) -> Iterator[runtime.Work]:
