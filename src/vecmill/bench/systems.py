@@ -35,6 +35,7 @@ class Model:
     """A model folder as the peers need to know it: everything this package goes by, nothing assumed.
 
     Attributes:
+        name: The folder's name, for people.
         files: The folder as found.
         head: Pooling and what follows.
         max_tokens: Tokens a text is cut to, the prompt and special tokens counted.
@@ -44,6 +45,7 @@ class Model:
         builtin: Whether it is the model in the package.
     """
 
+    name: str
     files: ModelFiles
     head: Head
     max_tokens: int
@@ -51,11 +53,6 @@ class Model:
     token_types: bool
     prompt: str
     builtin: bool
-
-    @property
-    def name(self) -> str:
-        """The folder's name, for people."""
-        return BUILTIN_NAME if self.builtin else self.files.folder.name
 
     def record(self) -> dict[str, Any]:
         """Return what the result file says about the model; reads its files once."""
@@ -121,6 +118,7 @@ def inspect(folder: Path | None) -> Model:
         dict(files.config), where=str(files.folder_of_transformer / "config.json")
     )
     return Model(
+        name=BUILTIN_NAME if folder is None else folder.absolute().name,
         files=files,
         head=files.head,
         max_tokens=min(files.max_tokens or architecture.positions, architecture.positions),

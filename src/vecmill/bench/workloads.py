@@ -1,7 +1,7 @@
 """Texts to measure with: lengths as mixed as in a real table, the same ones for the same seed.
 
 The mix: of twelve texts four are titles, five are title and description, two join two stories and one joins
-three. With news stories that is about 58 tokens on average and 155 at the 95th percentile.
+three. Result files record the tokens, mean and 95th percentile.
 """
 
 from __future__ import annotations
