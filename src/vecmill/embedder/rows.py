@@ -18,6 +18,9 @@ from vecmill.core.types import EmptyText, InputType, IntArray, LongText, RowErro
 from vecmill.embedder.batching import batches
 from vecmill.models.base import Advance, Encoded, Provider, Reply, Span, no_advance
 
+LEAST_TOKENS = 8
+"""A limit below this leaves no room for a text beside prefix and special tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -40,8 +43,10 @@ class Policy:
         """
         most = provider.info.max_tokens
         limit = most if self.max_tokens is None else self.max_tokens
-        if not 8 <= limit <= most:
-            raise InputError(f"max_tokens is {limit}; {provider.info.name} takes 8 to {most}")
+        if limit < LEAST_TOKENS:
+            raise InputError(f"max_tokens is {limit}; it must be at least {LEAST_TOKENS} to hold a text")
+        if limit > most:
+            raise InputError(f"max_tokens is {limit}; {provider.info.name} takes {LEAST_TOKENS} to {most}")
         return limit
 
 

@@ -23,6 +23,9 @@ from vecmill.core.machine import is_running
 if TYPE_CHECKING:
     from vecmill.jobs.plan import Plan
 
+_VERSION = 1
+"""Of the list's columns; a list of another version is begun anew."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -89,6 +92,9 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         with db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                db.execute("DROP TABLE IF EXISTS job")
+                db.execute(f"PRAGMA user_version = {_VERSION}")
             db.execute(
                 "CREATE TABLE IF NOT EXISTS job (id TEXT, state TEXT, inputs TEXT, output TEXT PRIMARY KEY, "
                 "rows INTEGER, done INTEGER, updated REAL, pid INTEGER) STRICT"

@@ -55,9 +55,7 @@ def embed(
     provider = provider or FakeProvider(dimensions=8, max_tokens=20)
 
     async def both() -> Outcome:
-        await cached_probe(
-            FakeProvider(dimensions=8), load_settings().cache_dir
-        )  # call 0 is window 0
+        await cached_probe(FakeProvider(dimensions=8), load_settings().cache_dir)  # call 0 is window 0
         inputs = source if isinstance(source, list) else [source]
         plan = await make_plan(inputs, output, JobOptions(**options), provider=provider)
         return await run(plan, listen=listen)
