@@ -49,7 +49,7 @@ def test_a_job_killed_at_random_moments_ends_with_the_same_bytes(
                 command(data_dir, output, rows), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
             try:
-                process.wait(timeout=chance.uniform(0.3, 0.3 + 0.25 * seconds))
+                process.wait(timeout=chance.uniform(0.3, 0.3 + 0.4 * seconds))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
             if process.wait() == 0:
