@@ -1,6 +1,6 @@
 """SIGKILL at random moments of a real job on real rows: the final file equals an undisturbed run's.
 
-CI kills 10 times, `--slow` 50 times; a run that comes to its end is followed by another. The seed is printed with the result.
+CI kills 10 times, `--slow` 50 times; a run that comes to its end is followed by another.
 """
 
 from __future__ import annotations
