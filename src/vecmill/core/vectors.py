@@ -286,7 +286,7 @@ def _scores(
     """Score a tile, larger is nearer: cos, dot, or dot - |x|^2 / 2. Unused columns are -inf."""
     scores = buffer[:, : len(tile)]
     if len(queries) == 1:
-        # Reads at memory speed; with one BLAS thread 2.5 times as fast as gemv (benchmarks/micro.py).
+        # Reads at memory speed; with one BLAS thread 2.4 times as fast as gemv (benchmarks/micro.py).
         np.vecdot(tile, queries[0], out=scores[0])
     else:
         np.matmul(queries, tile.T, out=scores)
