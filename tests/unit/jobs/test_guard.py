@@ -34,7 +34,8 @@ def test_chinese_stops_the_job_and_english_does_not() -> None:
 
 def test_what_was_read_before_counts() -> None:
     before = Counts(seen_tokens=10_000)
-    Guard(allow_any=False).look(ready(CHINESE), before, "m")
+    seen = Guard(allow_any=False).look(ready(CHINESE), before, "m")
+    assert 0 < seen.unknown_tokens < before.seen_tokens
 
 
 @pytest.mark.parametrize(("text", "codes"), [(ENGLISH, []), (GERMAN, ["short_tokens"])])
