@@ -44,12 +44,14 @@ EXIT_CODES: dict[type[errors.Error], int] = {
     errors.RateLimitError: PARKED,
     errors.QuotaExhaustedError: PARKED,
     errors.UnavailableError: COULD_NOT_RUN,
+    errors.RefusedError: COULD_NOT_RUN,
     errors.BadReplyError: COULD_NOT_RUN,
     errors.StorageError: COULD_NOT_RUN,
     errors.CorruptFileError: COULD_NOT_RUN,
     errors.FormatVersionError: COULD_NOT_RUN,
     errors.WriteError: COULD_NOT_RUN,
     errors.JobError: COULD_NOT_RUN,
+    errors.BudgetReachedError: PARKED,
 }
 """What a command exits with when it raises; a test holds this table complete. 3 is a job's own outcome."""
 

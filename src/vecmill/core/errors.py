@@ -14,12 +14,14 @@ Error (the package's base class)
 │   ├── RateLimitError
 │   ├── QuotaExhaustedError        nothing more until a moment that may be known
 │   ├── UnavailableError
+│   ├── RefusedError               the request is refused as it is: too many texts, or one of them
 │   └── BadReplyError
 ├── StorageError                   a file is not what it claims, or cannot be written
 │   ├── CorruptFileError
 │   ├── FormatVersionError
 │   └── WriteError
 └── JobError                       a job cannot go on, or some of its rows failed
+    └── BudgetReachedError         it has spent what it may
 
 A message says what was wrong, the value, what would be right and the next step. It names rows by id or
 position, never by their text, and never shows a key.
@@ -78,9 +80,15 @@ class ProviderError(Error):
         request_id: The provider's own id of the request.
         retry_after: Seconds the provider asked to wait.
         retryable: Whether the same request may succeed later.
+        code: The provider's own word for what happened, or ours.
+        attempts: How often the request was tried.
+        rates: What the answer said about limits, or None (`models.base.RateLimits`).
     """
 
     retryable = False
+    code: str = ""
+    attempts: int = 1
+    rates: object | None = None
 
     def __init__(
         self,
@@ -92,8 +100,12 @@ class ProviderError(Error):
         request_id: str | None = None,
         retry_after: float | None = None,
         retryable: bool | None = None,
+        code: str = "",
+        rates: object | None = None,
     ) -> None:
         super().__init__(message)
+        self.code = code
+        self.rates = rates
         self.provider = provider
         self.model = model
         self.status = status
@@ -125,8 +137,18 @@ class QuotaExhaustedError(ProviderError):
         model: str = "",
         status: int | None = None,
         request_id: str | None = None,
+        code: str = "",
+        rates: object | None = None,
     ) -> None:
-        super().__init__(message, provider=provider, model=model, status=status, request_id=request_id)
+        super().__init__(
+            message,
+            provider=provider,
+            model=model,
+            status=status,
+            request_id=request_id,
+            code=code,
+            rates=rates,
+        )
         self.until = until
 
 
@@ -134,6 +156,42 @@ class UnavailableError(ProviderError):
     """No answer, or an answer that blames the server."""
 
     retryable = True
+
+
+class RefusedError(ProviderError):
+    """The request will never be answered as it is.
+
+    Attributes:
+        reason: "input" (a text in it is refused; which one, halving tells), "max_inputs" (too many texts),
+            "max_request_tokens" (too many tokens), "max_bytes" (too large a body), or "request" (nothing in
+            the texts: the model's name, a parameter).
+        limit: The limit the provider named, where it named one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "request",
+        limit: int | None = None,
+        provider: str = "",
+        model: str = "",
+        status: int | None = None,
+        request_id: str | None = None,
+        code: str = "",
+        rates: object | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            provider=provider,
+            model=model,
+            status=status,
+            request_id=request_id,
+            code=code,
+            rates=rates,
+        )
+        self.reason = reason
+        self.limit = limit
 
 
 class BadReplyError(ProviderError):
@@ -158,6 +216,10 @@ class WriteError(StorageError):
 
 class JobError(Error):
     """A job cannot go on, or some of its rows failed; the message says how to resume."""
+
+
+class BudgetReachedError(JobError):
+    """The next request would cost more than was allowed; what is finished is kept and can be resumed."""
 
 
 _MANY = 2_000

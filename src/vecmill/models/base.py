@@ -1,7 +1,8 @@
 """What a provider of vectors must be: one screen, texts in, vectors and usage out.
 
 A provider never retries, caches, deduplicates or reorders for its caller: that is the embedder's work. It
-does know its own tokenizer, so it measures texts and cuts long ones.
+does know its own tokenizer, so it measures texts and cuts long ones. One call of a hosted provider's `embed`
+is one request.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class ModelInfo:
         languages: Two-letter codes the model was made for; empty when unknown.
         max_inputs, max_request_tokens: Limits of one call; None for a provider that packs by itself.
         usd_per_million_tokens: Price; 0.0 for local models, None when unknown.
+        batch_usd_per_million_tokens: Price through the provider's Batch API; None where there is none.
+        hosted: Whether it is asked over a network, for which there are limits, retries, a cache and a bill.
+        reply_dimensions: Components of the vectors `embed` returns, where they are cut to `dimensions`
+            afterwards; None: they are not cut.
+        max_request_bytes: Limit of one request's body.
     """
 
     name: str
@@ -58,6 +64,15 @@ class ModelInfo:
     max_inputs: int | None = None
     max_request_tokens: int | None = None
     usd_per_million_tokens: float | None = 0.0
+    batch_usd_per_million_tokens: float | None = None
+    hosted: bool = False
+    reply_dimensions: int | None = None
+    max_request_bytes: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Components of the vectors `embed` returns; 0 while nobody knows (see `HostedProvider.learn`)."""
+        return self.dimensions if self.reply_dimensions is None else self.reply_dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +85,15 @@ class Encoded:
         unknown: (n,) int64 of these, tokens the vocabulary lacks.
         ids: The token ids of each text where the provider runs locally, else None. A text above the limit
             has all its ids here; embedding it is refused.
+        variant: Which of a pair of models the texts go to ("" or the name of the model for queries); part of
+            the cache key, because the same text has two vectors in such a space.
     """
 
     texts: tuple[str, ...]
     tokens: IntArray
     unknown: IntArray
     ids: tuple[TokenIds, ...] | None = None
+    variant: str = ""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -84,7 +102,7 @@ class Encoded:
         """Return the texts at these positions, in this order."""
         at = np.asarray(rows, dtype=np.int64)
         ids = None if self.ids is None else tuple(self.ids[i] for i in at)
-        return Encoded(tuple(self.texts[i] for i in at), self.tokens[at], self.unknown[at], ids)
+        return Encoded(tuple(self.texts[i] for i in at), self.tokens[at], self.unknown[at], ids, self.variant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +115,48 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimits:
+    """What an answer says about limits; None where it says nothing. Resets are seconds from now."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """Vectors in the order of the texts: (n, d) float32, and what they cost."""
+    """Vectors in the order of the texts: (n, width) float32, and what they cost.
+
+    `usage.tokens` is the provider's own count where it gives one.
+    """
 
     vectors: Vectors
     usage: Usage
+    rates: RateLimits | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Whose limits a hosted provider's requests count against.
+
+    Attributes:
+        id: Hash of origin, account (never the key itself), deployment: equal ids share limits. 32 hex digits.
+        name: For people and logs: "openai:text-embedding-3-small".
+        requests_per_minute, tokens_per_minute: What the profile says; None: learned from replies.
+        max_concurrency: Requests in flight at most.
+        timeout: Seconds one request may take.
+    """
+
+    id: str
+    name: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrency: int = 64
+    timeout: float = 120.0
 
 
 class Provider(Protocol):
@@ -137,3 +192,32 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Let go of sessions and compiled models."""
+
+
+class HostedProvider(Provider, Protocol):
+    """A model asked over a network. `embed` is exactly one request."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Whose limits the requests count against."""
+
+    async def learn(self) -> Reply | None:
+        """Embed the probe's sentences if dimensions or model are not known yet; None where they are.
+
+        After it `info` is complete, its space final. One request.
+
+        Raises:
+            ProviderError: As `embed`.
+        """
+
+    def remember(
+        self,
+        *,
+        max_inputs: int | None = None,
+        max_request_tokens: int | None = None,
+        max_request_bytes: int | None = None,
+    ) -> None:
+        """Keep a smaller limit the endpoint was found to have; `info` says it from now on."""
+
+    def varied(self, *, user: str | None = None, deployment: str | None = None) -> HostedProvider:
+        """Return this provider with another user or deployment in its requests; connections are shared."""

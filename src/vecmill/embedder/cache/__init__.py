@@ -1,0 +1,1 @@
+"""Vectors that were computed once: what they are called and where they are kept."""

@@ -1,0 +1,1 @@
+"""Hosted models: providers asked over HTTP."""
