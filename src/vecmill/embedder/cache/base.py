@@ -41,7 +41,8 @@ class VectorCache(Protocol):
         A vector that is damaged, or has another width than `dimensions`, counts as not there.
 
         Returns:
-            Positions in `keys` that were found, (h,) int64 ascending, and their vectors (h, dimensions) float32.
+            Positions in `keys` that were found, (h,) int64 ascending, and their vectors,
+            (h, dimensions) float32.
         """
 
     def contains(self, space: str, keys: Sequence[bytes], *, dimensions: int) -> npt.NDArray[np.bool_]:
