@@ -16,16 +16,25 @@ class CatalogEntry:
     """A model somebody need not describe.
 
     Attributes:
-        name: The model's own name, "all-MiniLM-L6-v2".
-        provider: Who runs it, "local".
-        dimensions: Components of a vector.
+        name: The model's own name at its provider: "all-MiniLM-L6-v2", "openai/text-embedding-3-small".
+        provider: Who runs it: "local", "openai", "github".
+        dimensions: Components of a vector, in full.
         max_tokens: Tokens one text may have.
         aliases: Short names.
         description: One line for people.
-        languages: Two-letter codes the model was made for; empty: unknown.
+        languages: Two-letter codes the model was made for; empty: unknown, or many.
         normalized: Whether vectors have unit length.
         licence: SPDX name of its licence, empty where the provider's terms rule.
-        source: Where its makers publish it.
+        source: Where its makers publish it; of a hosted model, the page that prices and limits come from.
+        mrl: Whether the first components are vectors themselves; None where unknown.
+        least_dimensions: The least an MRL model is said to be good for.
+        max_inputs, max_request_tokens: Limits of one request; None where there is no request.
+        requests_per_minute, max_concurrency: What every account is held to; None: differs by account.
+        usd_per_million_tokens, batch_usd_per_million_tokens: Prices; None where unknown.
+        priced: The month of the prices, "2026-05".
+        document_prefix, query_prefix: Put before texts of that role.
+        query_model: The other one of a pair of models, for queries.
+        tokenizer: Name of the encoding tokens are counted with.
     """
 
     name: str
@@ -38,11 +47,32 @@ class CatalogEntry:
     normalized: bool = True
     licence: str = ""
     source: str = ""
+    mrl: bool | None = None
+    least_dimensions: int = 1
+    max_inputs: int | None = None
+    max_request_tokens: int | None = None
+    requests_per_minute: int | None = None
+    max_concurrency: int | None = None
+    usd_per_million_tokens: float | None = None
+    batch_usd_per_million_tokens: float | None = None
+    priced: str = ""
+    document_prefix: str = ""
+    query_prefix: str = ""
+    query_model: str | None = None
+    tokenizer: str = ""
 
     @property
     def spec(self) -> str:
         """The full name, "local:all-MiniLM-L6-v2"."""
         return f"{self.provider}:{self.name}"
+
+    @property
+    def model(self) -> str:
+        """The name without a publisher: "text-embedding-3-small" of "openai/text-embedding-3-small".
+
+        Vectors of equal `model` are comparable, whoever of the catalogue's providers runs it.
+        """
+        return self.name.rpartition("/")[2]
 
 
 @cache
@@ -65,8 +95,20 @@ def entry(name: str) -> CatalogEntry | None:
     for known in entries():
         if name == known.spec or name in known.aliases:
             return known
-    same = [known for known in entries() if known.name == name]
+    same = candidates(name)
     return same[0] if len(same) == 1 else None
+
+
+def candidates(name: str) -> list[CatalogEntry]:
+    """Return the models an unprefixed name may mean: with or without publisher, of any provider."""
+    return [
+        known for known in entries() if name in (known.name, known.model, f"{known.provider}/{known.name}")
+    ]
+
+
+def facts(model: str) -> CatalogEntry | None:
+    """Return what is known of a model by its own name, whoever runs it: the first such entry, or None."""
+    return next((known for known in entries() if model in (known.name, known.model)), None)
 
 
 def resolve_alias(name: str) -> str:

@@ -19,8 +19,17 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         MissingExtraError: It is not installed. A package that is installed but broken raises its own error.
     """
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
+    if not _installed(module):
         raise MissingExtraError(
             f"this needs the package {module!r}, which is not installed: pip install 'vecmill[{extra}]'"
         )
     return importlib.import_module(module)
+
+
+def _installed(module: str) -> bool:
+    """Say whether a module is there; "azure.identity" may be missing where "azure" is not."""
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        if importlib.util.find_spec(".".join(parts[:end])) is None:
+            return False
+    return True

@@ -14,7 +14,10 @@ from typing import Any
 from vecmill.core.errors import unknown_name
 
 BUILTIN: dict[str, dict[str, str]] = {
-    "providers": {"local": "vecmill.models.local.provider:load"},
+    "providers": {
+        "local": "vecmill.models.local.provider:load",
+        "openai": "vecmill.models.hosted.openai:load",
+    },
     "indexes": {"exact": "vecmill.index.exact:ExactIndex"},
 }
 

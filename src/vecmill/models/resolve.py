@@ -32,6 +32,10 @@ class KnownModel:
     aliases: tuple[str, ...] = ()
 
 
+HOSTED = ("openai", "azure", "github")
+"""Providers asked over a network, which have other options than local ones."""
+
+
 def open_model(
     spec: str | None = None,
     *,
@@ -40,24 +44,51 @@ def open_model(
     precision: str | None = None,
     threads: int | None = None,
     max_tokens: int | None = None,
+    dimensions: int | None = None,
+    base_url: str | None = None,
+    user: str | None = None,
+    cached: bool = True,
 ) -> Provider:
-    """Open a model by its name.
+    """Open a model by its name. A hosted one is not asked anything yet.
 
     Args:
-        spec: "minilm", "local:NAME", a folder, a registered name; None takes the settings' default.
+        spec: "minilm", "local:NAME", a folder, a registered name, "openai:MODEL", "azure:DEPLOYMENT",
+            "github:PUBLISHER/NAME", or a profile's name; None takes the settings' default.
         settings: None reads environment and `vecmill.toml`.
         device: Where a local model runs; None is the CPU.
-        precision: "float32" or "int8"; None takes the model's own.
+        precision: "float32" or "int8", of a local model; None takes the model's own.
         threads: Threads of local inference; None takes the settings', 0 every usable core.
-        max_tokens: Raises the limit of models that allow it.
+        max_tokens: Another limit of tokens per text: a higher one for models that allow it.
+        dimensions: Components of the vectors; fewer than all only of models that can be shortened.
+        base_url: Where a hosted model is asked.
+        user: Told to a hosted model's provider as the end user.
+        cached: Whether vectors are kept: then full ones are asked and cut here, else the provider cuts.
 
     Raises:
-        UnknownNameError: No model of that name; the message lists close ones.
-        ConfigError, StorageError: The model's files are not usable.
+        UnknownNameError: No model of that name, or several; the message lists them.
+        InputError: An argument is for local models and this one is hosted, or the other way round.
+        MissingKeyError: There is no key; the message names the variables that would do.
+        ConfigError, StorageError: A profile, or the model's files, are not usable.
     """
     settings = settings or load_settings()
-    provider, _, name = canonical(spec or settings.model, settings).partition(":")
-    opened: Provider = registry.load("providers", provider)(
+    full = canonical(spec or settings.model, settings)
+    provider, _, name = full.partition(":")
+    load = registry.load("providers", provider)
+    opened: Provider
+    if provider in HOSTED:
+        _refuse_given(full, "hosted", device=device, precision=precision, threads=threads)
+        opened = load(
+            name,
+            settings=settings,
+            max_tokens=max_tokens,
+            dimensions=dimensions,
+            base_url=base_url,
+            user=user,
+            send_dimensions=not cached,
+        )
+        return opened
+    _refuse_given(full, "local", base_url=base_url, user=user)
+    opened = load(
         name,
         settings=settings,
         device=device,
@@ -65,7 +96,22 @@ def open_model(
         threads=settings.threads if threads is None else threads,
         max_tokens=max_tokens,
     )
+    if dimensions is not None and dimensions != opened.info.dimensions:
+        raise InputError(
+            f"{full} gives vectors of {opened.info.dimensions} dimensions, not {dimensions}: it cannot be "
+            f"shortened; leave dimensions out"
+        )
     return opened
+
+
+def _refuse_given(full: str, kind: str, **arguments: object) -> None:
+    """Refuse arguments that mean nothing for this kind of model."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        other = "local" if kind == "hosted" else "hosted"
+        raise InputError(
+            f"{full} is a {kind} model; leave out {' and '.join(given)}, which is for {other} ones"
+        )
 
 
 def canonical(spec: str, settings: Settings) -> str:

@@ -39,8 +39,8 @@ def test_an_unknown_key_is_refused_and_the_known_ones_listed(file: Path) -> None
         load_settings()
 
 
-def test_tables_kept_for_later_are_accepted(file: Path) -> None:
-    file.write_text('threads = 1\n[aliases]\na = "b"\n[profiles.work]\nkey = "x"\n')
+def test_profiles_and_aliases_are_tables(file: Path) -> None:
+    file.write_text('threads = 1\n[aliases]\na = "b"\n[profiles.work]\nkey = "env:X"\n')
     assert load_settings().threads == 1
     file.write_text('aliases = "b"\n')
     with pytest.raises(ConfigError, match="'aliases' is no setting"):

@@ -1,0 +1,340 @@
+"""What the vendors' pages share: base URLs, values from several places, logins, facts, and opening.
+
+Each value comes from the first of: the argument, the profile that was named, the environment, the profile
+that bears the provider's name, the catalogue. What a profile that was named says counts as said by the
+caller: its key and its address belong together, so a key that lies in the environment must not take the place
+of its own, nor an address there take its key elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from vecmill.core import durable, trust
+from vecmill.core.catalog import CatalogEntry
+from vecmill.core.config import Profile, Settings, environment, is_reference, project_file
+from vecmill.core.errors import ConfigError
+from vecmill.core.secrets import Secret, resolve_secret, secret_of
+from vecmill.models.hosted.connection import Connection, Facts, Login
+
+if TYPE_CHECKING:
+    from vecmill.models.hosted.provider import HostedProvider
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value and where it came from, for messages. `profile` is the one that says it, if one does."""
+
+    value: str
+    origin: str
+    profile: Profile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the values of one connection are looked for.
+
+    Attributes:
+        provider: "openai", "azure" or "github".
+        named: The profile that was asked for by name.
+        default: The profile that bears the provider's name, if it is not the one named.
+        settings: For `ca_file` and the folder of learned facts.
+    """
+
+    provider: str
+    named: Profile | None
+    default: Profile | None
+    settings: Settings
+
+    @classmethod
+    def of(cls, provider: str, name: str, settings: Settings) -> Sources:
+        """Find the profiles that concern a model of this name."""
+        named = settings.profiles.get(name)
+        named = named if named is not None and named.provider == provider else None
+        default = settings.profiles.get(provider)
+        if default is not None and (default is named or default.provider != provider):
+            default = None
+        return cls(provider, named, default, settings)
+
+    def find(self, field: str, *variables: str) -> Given | None:
+        """Return the first value of a profile's field or of variables; empty ones count as not given."""
+        return _said(self.named, field) or from_environment(*variables) or _said(self.default, field)
+
+    def profile_value(self, field: str) -> Any:
+        """Return a field of the profiles, the named one first; None where neither says it."""
+        for profile in (self.named, self.default):
+            if profile is not None and (value := getattr(profile, field)) is not None:
+                return value
+        return None
+
+    @property
+    def allow_http(self) -> bool:
+        """Whether a profile allows plain http:// to anywhere."""
+        return any(profile.allow_http for profile in (self.named, self.default) if profile is not None)
+
+
+def _said(profile: Profile | None, field: str) -> Given | None:
+    value = None if profile is None else getattr(profile, field)
+    if profile is None or not value:
+        return None
+    return Given(str(value), f"{field} of profile {profile.name!r} ({profile.origin})", profile)
+
+
+def from_environment(*variables: str) -> Given | None:
+    """Return the first of these variables that is set and not empty."""
+    env = environment()
+    for name in variables:
+        if value := env.get(name, "").strip():
+            return Given(value, name)
+    return None
+
+
+def secret_from(given: Given, *, what: str) -> Secret:
+    """Return the secret: a profile's reference is resolved, a variable's value is the secret itself."""
+    if given.profile is not None:
+        return resolve_secret(given.value, what=f"{what} ({given.origin})")
+    return secret_of(given.value, origin=given.origin, what=what)
+
+
+# Addresses.
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base URL without trailing slash, apart from its query."""
+
+    url: str
+    query: str = ""
+
+    @property
+    def host(self) -> str:
+        """The host, lower case, without port."""
+        return (urlsplit(self.url).hostname or "").lower()
+
+    def at(self, path: str, **query: str) -> str:
+        """Return the URL of a path under this one, with the query and these parameters."""
+        pairs = "&".join([*filter(None, [self.query]), *(f"{key}={value}" for key, value in query.items())])
+        return f"{self.url}/{path}?{pairs}" if pairs else f"{self.url}/{path}"
+
+
+def base_url(given: Given, *, allow_http: bool = False, keep_query: bool = False) -> Base:
+    """Check and tidy a base URL.
+
+    Args:
+        given: The URL and where it came from.
+        allow_http: Allow plain http:// to anywhere; otherwise only to this machine and private addresses.
+        keep_query: Keep the query string; otherwise one is refused.
+
+    Raises:
+        ConfigError: It is no such URL; the message shows at most scheme, host and path.
+    """
+    text = given.value.strip()
+    wrong = f"{given.origin} is not a base URL"
+    if any(sign.isspace() or not sign.isprintable() for sign in text):
+        raise ConfigError(f"{wrong}: it holds blanks or control characters")
+    try:
+        parts = urlsplit(text)
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError as error:
+        raise ConfigError(f"{wrong}: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"{wrong}: leave out what stands before '@'; keys are given by reference")
+    if parts.scheme not in ("https", "http") or not host:
+        raise ConfigError(f'{wrong}: write it as "https://HOST/v1"')
+    if parts.fragment or (parts.query and not keep_query):
+        raise ConfigError(f"{wrong}: leave out what follows '?' or '#' after {_shown(parts)}")
+    for key, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if any(word in key.lower() for word in ("key", "token", "secret", "sig", "password")):
+            raise ConfigError(f"{wrong}: leave {key!r} out of its query; keys are given by reference")
+    if parts.scheme == "http" and not allow_http and not _is_private(host):
+        raise ConfigError(
+            f"{wrong}: {_shown(parts)} would be asked without encryption; write https://, or set "
+            f"allow_http = true in the profile"
+        )
+    netloc = f"[{host}]" if ":" in host else host
+    if port is not None and port != {"https": 443, "http": 80}[parts.scheme]:
+        netloc = f"{netloc}:{port}"
+    return Base(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}", parts.query)
+
+
+def _shown(parts: SplitResult) -> str:
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"
+
+
+_PRIVATE_ENDINGS = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_ENDINGS)
+    return address.is_loopback or (address.is_private and not address.is_link_local)
+
+
+# Logins.
+
+
+def bearer(secret: Secret, extra: Mapping[str, Secret] | None = None) -> Login:
+    """Log in by `Authorization: Bearer`."""
+    return _login(lambda: {"Authorization": f"Bearer {secret.reveal()}"}, extra)
+
+
+def api_key(secret: Secret, extra: Mapping[str, Secret] | None = None) -> Login:
+    """Log in by Azure's `api-key`."""
+    return _login(lambda: {"api-key": secret.reveal()}, extra)
+
+
+def keyless(extra: Mapping[str, Secret] | None = None) -> Login:
+    """Log in by nothing but, where there are any, the profile's secret headers."""
+    return _login(dict, extra)
+
+
+def _login(make: Any, extra: Mapping[str, Secret] | None) -> Login:
+    secrets = dict(extra or {})
+
+    async def login() -> Mapping[str, str]:
+        return {**make(), **{name: secret.reveal() for name, secret in secrets.items()}}
+
+    return login
+
+
+_LEAST_KEY = 16
+
+
+def account_of(secret: Secret | None, *others: str | None) -> str:
+    """Return 12 hex digits that tell accounts apart and do not give the key away.
+
+    A key of fewer than 16 characters could be guessed from them, so it counts as none.
+
+    Args:
+        secret: The key, or None.
+        others: What else divides an account, such as an organization.
+    """
+    digest = hashlib.blake2b(digest_size=6, person=b"vecmill account")
+    raw = b"" if secret is None else secret.reveal().encode("utf-8", "surrogatepass")
+    parts = [raw if len(raw) >= _LEAST_KEY else b"", *((other or "").encode() for other in others)]
+    if not any(parts):
+        return ""
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def split_headers(sources: Sources) -> tuple[dict[str, str], dict[str, Secret]]:
+    """Return the profiles' headers: those to be seen, and those that hold a secret, resolved."""
+    plain: dict[str, str] = {}
+    secret: dict[str, Secret] = {}
+    for profile in (sources.default, sources.named):
+        for name, value in (profile.headers if profile is not None else {}).items():
+            plain.pop(name, None)
+            secret.pop(name, None)
+            if is_reference(value):
+                what = f"header {name} of profile {profile.name!r}" if profile else name
+                secret[name] = resolve_secret(value, what=what)
+            else:
+                plain[name] = value
+    return plain, secret
+
+
+def guard(sources: Sources, url: Given | None) -> None:
+    """Refuse that a project's file says where a secret goes, unless the user trusts it.
+
+    Args:
+        sources: Whose headers and permissions are used.
+        url: Where the base URL came from, or None for the vendor's own.
+
+    Raises:
+        ConfigError: The file is not trusted.
+    """
+    if url is not None and url.profile is not None and url.profile.project:
+        _ensure(url.profile, "base_url")
+    for profile in (sources.named, sources.default):
+        if profile is not None and profile.project:
+            for field in ("headers", "allow_http"):
+                if getattr(profile, field):
+                    _ensure(profile, field)
+    file = project_file()
+    if file is not None and sources.settings.ca_file is not None:
+        origin = sources.settings.origins["ca_file"]
+        if Path(origin).resolve() == file:
+            trust.ensure_trusted(file, durable.digest_file(file), why="ca_file")
+
+
+def _ensure(profile: Profile, field: str) -> None:
+    trust.ensure_trusted(Path(profile.origin), profile.digest, why=f"{field} of profile {profile.name!r}")
+
+
+# Facts.
+
+_FACTS = {entry.name for entry in fields(Facts)}
+
+
+def facts_of(sources: Sources, known: CatalogEntry | None, *, price: bool = True) -> Facts:
+    """Return what is known of a model: what profiles say, else the catalogue.
+
+    Args:
+        sources: Whose profiles count.
+        known: The catalogue's entry, or None.
+        price: Whether the catalogue's price holds for who runs the model.
+    """
+    values: dict[str, Any] = {}
+    if known is not None:
+        values = {name: getattr(known, name) for name in _FACTS if hasattr(known, name)}
+        values = {name: value for name, value in values.items() if value is not None and value != ""}
+        values["catalogue_name"] = known.model
+        if not price:
+            values["usd_per_million_tokens"] = values["batch_usd_per_million_tokens"] = None
+    for name in _FACTS:
+        if name in _PROFILE_FACTS and (value := sources.profile_value(name)) is not None:
+            values[name] = value
+    return Facts(**values, exact=known is not None)
+
+
+_PROFILE_FACTS = {entry.name for entry in fields(Profile)} & _FACTS
+
+
+def limits_of(sources: Sources, known: CatalogEntry | None) -> dict[str, Any]:
+    """Return the limits of an account as `Connection` names them, where they are known."""
+    limits = {}
+    for name in ("requests_per_minute", "tokens_per_minute", "max_concurrency", "timeout"):
+        value = sources.profile_value(name)
+        if value is None and known is not None:
+            value = getattr(known, name, None)
+        if value is not None:
+            limits[name] = value
+    return limits
+
+
+def learned_path(settings: Settings, *parts: str) -> Path:
+    """Return where facts learned of an endpoint are kept; the parts tell endpoints apart."""
+    return settings.home / "endpoints" / f"{durable.digest_bytes(chr(0).join(parts).encode())}.json"
+
+
+def open_provider(
+    connection: Connection,
+    *,
+    settings: Settings,
+    dimensions: int | None,
+    max_tokens: int | None,
+    user: str | None,
+    send_dimensions: bool,
+) -> HostedProvider:
+    """Open the provider of a connection; asks nothing."""
+    from vecmill.models.hosted.provider import HostedProvider  # loads aiohttp: only where one is opened
+
+    return HostedProvider(
+        connection,
+        dimensions=dimensions,
+        max_tokens=max_tokens,
+        user=user,
+        send_dimensions=send_dimensions,
+        ca_file=settings.ca_file,
+    )
