@@ -1,0 +1,373 @@
+"""The limiter of an endpoint: when a request may go, and how many may be under way at once.
+
+Each process has one `Limiter` per endpoint and event loop. What it knows of the limits per minute, and the
+pause after a 429, is shared with other processes through a `LimitStore`; the number of requests under way is
+its own. Requests are let through in the order in which they asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+from vecmill.core.errors import QuotaExhaustedError
+from vecmill.embedder.limit_store import LimitStore, MemoryStore, SqliteStore
+from vecmill.embedder.pacing import PACE, Caps, Grant, State
+from vecmill.models.base import Endpoint, RateLimits
+
+Change: TypeAlias = Callable[[State], None]
+
+_START = 4  # requests under way at first
+_BATCH = 16  # requests granted in one go at most
+_HORIZON = 0.1  # seconds within which they must be due
+_NAP = 0.2  # seconds of sleep after which the shared pause is looked at again
+_MOST_BACKOFF = 30.0  # seconds of pause after a 429 that says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to send one request now. It must come back by `succeeded`, `limited` or `failed`, once."""
+
+    number: int
+    grant: Grant
+    crowded: bool
+
+
+@dataclass(slots=True)
+class _Waiter:
+    tokens: int
+    future: asyncio.Future[Ticket]
+
+
+class Limiter:
+    """Lets requests through as fast as an endpoint takes them.
+
+    Limits per minute come from the endpoint, or from replies. Requests under way begin with 4, double with
+    each round of replies until the first 429, then grow by one a round; they do not grow while they are not
+    used up. A 429 pauses everybody for as long as it says, halves the requests under way and lowers the flow
+    a little; of many 429s at once only the first counts.
+
+    Args:
+        endpoint: Whose limits.
+        store: Where they are shared; None: with nobody.
+        now: Seconds since the epoch.
+        patience: Seconds. A 429 that asks for a longer pause means a quota: until then `acquire` raises.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        store: LimitStore | None = None,
+        now: Callable[[], float] = time.time,
+        patience: float = 600.0,
+    ) -> None:
+        self.endpoint = endpoint
+        self.now = now
+        self.patience = patience
+        self._store: LimitStore = MemoryStore() if store is None else store
+        self._seen = self._store.read(endpoint.id)
+        self._waiting: deque[_Waiter] = deque()
+        self._open: dict[int, Ticket] = {}
+        self._number = 0
+        self._window = float(min(_START, endpoint.max_concurrency))
+        self._starting = True
+        self._failures = 0
+        self._storms = 0
+        self._since = 0  # tickets with smaller numbers were issued before the last decrease
+        self._paused_until = 0.0
+        self._quota_until = 0.0
+        self._changes: list[Change] = []
+        self._slot = asyncio.Event()
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._flushing: asyncio.Future[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return len(self._open)
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that may be under way at once, as of now."""
+        return max(int(min(self._window, self.endpoint.max_concurrency)), 1)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens one request should have at most, under the limits known so far; None: none is known.
+
+        A hundredth of the limit, so that requests flow evenly; more where few requests a minute are allowed.
+        """
+        requests, tokens = self._seen.limits(self._caps)
+        if tokens is None:
+            return None
+        return max(int(min(max(tokens / 100, 2 * tokens / requests if requests else 0), tokens / 2)), 1)
+
+    def estimate_minutes(self, requests: int, tokens: int) -> float | None:
+        """Return the minutes requests and tokens take at the limits known so far; None: none is known."""
+        limits = zip((requests, tokens), self._seen.limits(self._caps), strict=True)
+        minutes = [amount / (limit * PACE) for amount, limit in limits if limit is not None]
+        return max(minutes) if minutes else None
+
+    async def acquire(self, tokens: int) -> Ticket:
+        """Wait until a request may be sent. First come, first served; cancelling gives the place back.
+
+        Args:
+            tokens: Tokens of the request.
+
+        Raises:
+            QuotaExhaustedError: The provider asked for a pause longer than `patience`.
+        """
+        if self._quota_until > self.now():
+            raise self._quota()
+        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        if self._dispatcher is None or self._dispatcher.done():
+            self._dispatcher = asyncio.create_task(self._dispatch())
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+                ticket = waiter.future.result()
+                self._close(ticket)
+                self._tell(lambda state: state.give_back(ticket.grant, self._caps))
+            self._slot.set()
+            raise
+
+    def succeeded(self, ticket: Ticket, *, tokens: int, rates: RateLimits | None) -> None:
+        """Hand a ticket back after a good reply.
+
+        Args:
+            ticket: What `acquire` returned.
+            tokens: What was billed; 0: not said.
+            rates: What the reply said about limits.
+        """
+        crowded = ticket.crowded or self.in_flight >= self.concurrency
+        if not self._close(ticket):
+            return
+        self._failures = 0
+        if ticket.number >= self._since:
+            self._storms = 0
+            if crowded and self._window < self.endpoint.max_concurrency:
+                self._window += 1.0 if self._starting else 1.0 / self._window
+        if tokens > 0:
+            self._tell(lambda state: state.correct(ticket.grant, tokens, self._caps))
+        self._observe(ticket, rates)
+
+    def limited(self, ticket: Ticket, *, retry_after: float | None, rates: RateLimits | None) -> None:
+        """Hand a ticket back after a 429: everybody pauses.
+
+        Args:
+            ticket: What `acquire` returned.
+            retry_after: Seconds the provider asks to wait.
+            rates: What the reply said about limits.
+        """
+        if not self._close(ticket):
+            return
+        now = self.now()
+        if ticket.number >= self._since:
+            self._storms += 1
+            self._decrease()
+        if retry_after is None or not 0 <= retry_after < math.inf:
+            retry_after = min(2.0 ** (self._storms - 1), _MOST_BACKOFF)
+        if retry_after > self.patience:
+            self._park(now + retry_after)
+        else:
+            self._paused_until = max(self._paused_until, now + retry_after)
+        self._tell(partial(_slow_down, ticket.grant, min(retry_after, self.patience), now))
+        self._observe(ticket, rates)
+
+    def failed(self, ticket: Ticket, *, rates: RateLimits | None = None) -> None:
+        """Hand a ticket back after anything else; many failures in a row halve the requests under way."""
+        if not self._close(ticket):
+            return
+        self._failures += ticket.number >= self._since
+        if self._failures >= max(_START, self.concurrency):
+            self._decrease()
+        self._observe(ticket, rates)
+
+    @property
+    def _caps(self) -> Caps:
+        return Caps(self.endpoint.requests_per_minute, self.endpoint.tokens_per_minute)
+
+    def _close(self, ticket: Ticket) -> bool:
+        self._slot.set()
+        return self._open.pop(ticket.number, None) is not None
+
+    def _decrease(self) -> None:
+        self._window = max(self._window / 2, 1.0)
+        self._starting = False
+        self._failures = 0
+        self._since = self._number
+
+    def _park(self, until: float) -> None:
+        self._quota_until = max(self._quota_until, until)
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.future.done():
+                waiter.future.set_exception(self._quota())
+
+    def _quota(self) -> QuotaExhaustedError:
+        until = datetime.fromtimestamp(self._quota_until, UTC)
+        return QuotaExhaustedError(
+            f"{self.endpoint.name} takes no more requests until {until:%Y-%m-%d %H:%M:%S} UTC; resume then",
+            until=self._quota_until,
+            provider=self.endpoint.name.partition(":")[0],
+            model=self.endpoint.name,
+            code="quota",
+        )
+
+    def _observe(self, ticket: Ticket, rates: RateLimits | None) -> None:
+        if rates is not None:
+            self._tell(partial(_observe, ticket.grant, rates, self.now()))
+
+    def _tell(self, change: Change) -> None:
+        """Change the shared state: at once, or where that takes a thread, with the next look at it."""
+        if not self._store.blocks:
+            self._store.change(self.endpoint.id, change)
+            return
+        self._changes.append(change)
+        change(self._seen)
+        if (self._dispatcher is None or self._dispatcher.done()) and self._flushing is None:
+            self._flushing = asyncio.ensure_future(self._flush())
+
+    async def _flush(self) -> None:
+        try:
+            await self._exchange([])
+        finally:
+            self._flushing = None
+
+    async def _dispatch(self) -> None:
+        """Serve those who wait, until nobody does."""
+        try:
+            while self._drop_cancelled():
+                self._slot.clear()
+                free = self.concurrency - self.in_flight
+                if free <= 0:
+                    await self._slot.wait()
+                    continue
+                batch = list(islice(self._waiting, min(free, _BATCH)))
+                grants = await self._exchange([waiter.tokens for waiter in batch])
+                await self._release(list(zip(batch, grants, strict=False)))
+        except BaseException as error:
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if isinstance(error, asyncio.CancelledError):
+                    waiter.future.cancel()
+                elif not waiter.future.done():
+                    waiter.future.set_exception(error)
+            raise
+
+    def _drop_cancelled(self) -> bool:
+        while self._waiting and self._waiting[0].future.done():
+            self._waiting.popleft()
+        return bool(self._waiting)
+
+    async def _release(self, granted: Sequence[tuple[_Waiter, Grant]]) -> None:
+        """Let requests go, each at its moment. What cannot go any more is given back."""
+        for i, (waiter, grant) in enumerate(granted):
+            if not waiter.future.done() and not await self._turn(grant.at):
+                for _, unused in granted[i:]:
+                    self._tell(partial(_give_back, unused, self._caps))
+                return
+            if waiter.future.done():
+                self._tell(partial(_give_back, grant, self._caps))
+                continue
+            self._number += 1
+            ticket = Ticket(self._number, grant, self.in_flight + 1 >= self.concurrency)
+            self._open[ticket.number] = ticket
+            waiter.future.set_result(ticket)
+
+    async def _turn(self, at: float) -> bool:
+        """Sleep until a moment; False if by then everybody pauses, or there is no room any more."""
+        wait = at - self.now()
+        if wait > 0:
+            await asyncio.sleep(wait)
+            if wait > _NAP and self._store.blocks:
+                await self._exchange([])
+        return self._pause() <= self.now() and self.in_flight < self.concurrency
+
+    def _pause(self) -> float:
+        return max(self._paused_until, self._seen.paused_until)
+
+    async def _exchange(self, costs: Sequence[int]) -> list[Grant]:
+        """Bring what was learned here into the shared state, see what others learned, and get grants."""
+        changes, self._changes = self._changes, []
+        now, caps = self.now(), self._caps
+
+        def change(state: State) -> tuple[State, list[Grant]]:
+            state.forget_wrong_moments(now, longest_pause=self.patience)
+            for each in changes:
+                each(state)
+            state.paused_until = max(state.paused_until, self._paused_until)
+            return state, state.reserve(costs, caps, now=now, horizon=_HORIZON)
+
+        if self._store.blocks:
+            self._seen, grants = await asyncio.to_thread(self._store.change, self.endpoint.id, change)
+        else:
+            self._seen, grants = self._store.change(self.endpoint.id, change)
+        return grants
+
+
+def _give_back(grant: Grant, caps: Caps, state: State) -> None:
+    state.give_back(grant, caps)
+
+
+def _slow_down(grant: Grant, pause: float, now: float, state: State) -> None:
+    state.paused_until = max(state.paused_until, now + pause)
+    if grant.at > state.factor_at:
+        state.slow_down(now)
+
+
+def _observe(grant: Grant, rates: RateLimits, now: float, state: State) -> None:
+    state.requests.observe(
+        limit=rates.limit_requests,
+        remaining=rates.remaining_requests,
+        reset=rates.reset_requests,
+        seen=grant.requests,
+        now=now,
+    )
+    state.tokens.observe(
+        limit=rates.limit_tokens,
+        remaining=rates.remaining_tokens,
+        reset=rates.reset_tokens,
+        seen=grant.tokens,
+        now=now,
+    )
+
+
+_stores: dict[Path | None, LimitStore] = {}
+_limiters: dict[asyncio.AbstractEventLoop, dict[tuple[str, Path | None], Limiter]] = {}
+
+
+def limiter_for(endpoint: Endpoint, *, home: Path | None, now: Callable[[], float] = time.time) -> Limiter:
+    """Return the limiter of an endpoint in the running event loop; the same one each time.
+
+    Args:
+        endpoint: Equal ids share a limiter; the limits of the last call count.
+        home: The folder whose `limits.sqlite` other processes share; None: this process alone.
+        now: Seconds since the epoch; for the first call.
+
+    Raises:
+        RuntimeError: No event loop is running.
+    """
+    for loop in [loop for loop in _limiters if loop.is_closed()]:
+        del _limiters[loop]
+    limiters = _limiters.setdefault(asyncio.get_running_loop(), {})
+    limiter = limiters.get((endpoint.id, home))
+    if limiter is None:
+        store = _stores.get(home)
+        if store is None:
+            store = _stores[home] = MemoryStore() if home is None else SqliteStore(home / "limits.sqlite")
+        limiter = limiters[endpoint.id, home] = Limiter(endpoint, store=store, now=now)
+    limiter.endpoint = endpoint
+    return limiter
