@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vecmill.cli.exit_codes import exit_code
 from vecmill.cli.output import count, duration, emit, say, table, tell
 from vecmill.cli.progress import ProgressLine
 from vecmill.core.config import load_settings
+from vecmill.core.errors import BudgetReachedError, QuotaExhaustedError, RateLimitError
 from vecmill.embedder.background import run_sync
 
 if TYPE_CHECKING:
@@ -61,6 +64,31 @@ if TYPE_CHECKING:
     show_default=True,
     help="The role of the texts.",
 )
+@click.option(
+    "--dimensions",
+    type=click.IntRange(min=1),
+    metavar="D",
+    help="Fewer dimensions, where the model allows it.",
+)
+@click.option(
+    "--base-url", metavar="URL", help="Where the hosted model is, instead of its provider's address."
+)
+@click.option("--user", metavar="NAME", help="End user named in requests to a hosted model.")
+@click.option(
+    "--cache/--no-cache",
+    default=None,
+    help="Keep vectors, and use those kept.  [default: for hosted models]",
+)
+@click.option("--max-usd", type=click.FloatRange(min=0), metavar="USD", help="Pause before more is spent.")
+@click.option(
+    "--via",
+    type=click.Choice(["sync", "batch"]),
+    default="sync",
+    show_default=True,
+    help="batch: the provider's Batch API, cheaper and within a day.",
+)
+@click.option("--usage", is_flag=True, help="Add a column: tokens and dollars of each row.")
+@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
 @click.option("--device", metavar="DEVICE", help="Where a local model runs: CPU, GPU, NPU, AUTO.")
 @click.option("--precision", type=click.Choice(["float32", "int8"]), help="What a local model computes in.")
 @click.option("--threads", type=click.IntRange(min=0), metavar="N", help="Threads; 0 takes every core.")
@@ -86,14 +114,20 @@ if TYPE_CHECKING:
     help="Make the output anew, even a complete one; the old one stays until the new one is whole.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Say what would be done, with all texts and tokens counted, and stop."
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done: rows, tokens, requests, dollars, minutes; nothing is sent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt, or the plan, as one JSON object.")
-def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **given: Any) -> int:
+def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, yes: bool, **given: Any) -> int:
     """Embed every row of tables into one vector set.
 
     INPUT is a file (csv, tsv, parquet, json, jsonl, arrow, feather, txt, also .gz and .zst), a folder, a
     glob, a URL, or - for standard input with --format. All columns are kept and the vectors added.
+
+    A hosted model (-m openai:NAME, azure:DEPLOYMENT, github:PUBLISHER/NAME) reads its key from the
+    environment or a profile. What was paid is kept and never bought again. A used-up quota parks the job and
+    a reached --max-usd pauses it, both with exit code 4; `vecmill job resume` goes on.
 
     The same command again goes on where it stopped, or says that it is complete. Rows that fail stay, without
     a vector and with an error, and are listed in OUT.errors.jsonl; OUT.receipt.json adds up.
@@ -107,8 +141,24 @@ def embed(inputs: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **
     if dry_run:
         run_sync(_dry_run(inputs, output, options, as_json=as_json))
         return 0
+    return embed_and_tell(inputs, output, options, as_json=as_json, yes=yes)
+
+
+def embed_and_tell(
+    inputs: tuple[str, ...], output: str, options: JobOptions, *, as_json: bool, yes: bool
+) -> int:
+    """Run a job, say how it ended, and return the exit code."""
     started = time.monotonic()
-    outcome = _run(inputs, output, options)
+    try:
+        outcome = _run(inputs, output, options, yes=yes)
+    except (QuotaExhaustedError, RateLimitError, BudgetReachedError) as error:
+        from vecmill.jobs.run import stopped_state
+
+        state = stopped_state(error)
+        tell(f"{error}\n{state}: what was finished is kept; `vecmill job resume {output}` goes on")
+        if as_json:
+            emit({"state": state, "output": output, "reason": str(error)})
+        return exit_code(error)
     tell(summary(outcome, time.monotonic() - started))
     if as_json:
         emit(
@@ -159,6 +209,10 @@ def summary(outcome: Outcome, seconds: float) -> str:
         parts.append(f"{count(receipt['long'], 'long text')} ({receipt.get('long_text', 'over the limit')})")
     if receipt.get("deduped"):
         parts.append(f"{receipt['deduped']:,} repeated")
+    if receipt.get("cached"):
+        parts.append(f"{receipt['cached']:,} from the cache")
+    if receipt.get("requests"):
+        parts.append(_spent(receipt))
     if receipt.get("skipped"):
         parts.append(f"{receipt['skipped']:,} without text skipped")
     if receipt.get("warned"):
@@ -169,7 +223,19 @@ def summary(outcome: Outcome, seconds: float) -> str:
     return f"{outcome.state}: {', '.join(parts)} -> {outcome.output}"
 
 
-def _run(inputs: tuple[str, ...], output: str, options: JobOptions) -> Outcome:
+def _spent(receipt: dict[str, Any]) -> str:
+    tokens = receipt["tokens"] + receipt.get("probe_tokens", 0)
+    usd, probe_usd = receipt.get("usd"), receipt.get("probe_usd") or 0.0
+    price = "price unknown" if usd is None else dollars(usd + probe_usd)
+    return f"{count(receipt['requests'], 'request')}, {count(tokens, 'token')}, {price}"
+
+
+def dollars(usd: float) -> str:
+    """Return an amount as people read it: $0.0012, $3.40."""
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"
+
+
+def _run(inputs: tuple[str, ...], output: str, options: JobOptions, *, yes: bool) -> Outcome:
     from dataclasses import replace
 
     from vecmill.jobs.plan import make_plan
@@ -177,6 +243,8 @@ def _run(inputs: tuple[str, ...], output: str, options: JobOptions) -> Outcome:
 
     plan = run_sync(make_plan(inputs, output, options, settings=load_settings()))
     try:
+        if not yes and not plan.complete:
+            _ask_before_spending(plan)
         with ProgressLine() as line:
             outcome = run_sync(run(plan, listen=line))
     except KeyboardInterrupt as error:
@@ -189,26 +257,52 @@ def _run(inputs: tuple[str, ...], output: str, options: JobOptions) -> Outcome:
     return replace(outcome, receipt=_with_policy(outcome.receipt, plan))
 
 
+def _ask_before_spending(plan: Plan) -> None:
+    """Ask at a terminal before a job that costs more than the settings allow unasked; elsewhere never."""
+    info = plan.provider.info
+    if not info.hosted or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    from vecmill.jobs.estimate import estimate
+
+    found = run_sync(estimate(plan))
+    usd = found.batch_usd if plan.options.via == "batch" else found.usd
+    cost = "at a price that is not known" if usd is None else f"for about {dollars(usd)}"
+    tell(
+        f"{count(plan.rows, 'row')}, {count(found.send_tokens, 'token')} to send in "
+        f"{count(found.requests, 'request')} to {info.name} {cost}; {found.cached:,} texts are in the cache"
+    )
+    if usd is not None and usd > plan.settings.confirm_above_usd and not click.confirm("Go on?", err=True):
+        plan.discard()
+        raise click.Abort
+
+
 def _with_policy(receipt: dict[str, Any], plan: Plan) -> dict[str, Any]:
     done = {"average": "averaged", "truncate": "truncated", "chunks": "cut into chunks", "error": "refused"}
     return {**receipt, "long_text": done[str(plan.policy.long_text)]} if receipt else receipt
 
 
 async def _dry_run(inputs: tuple[str, ...], output: str, options: JobOptions, *, as_json: bool) -> None:
-    from vecmill.jobs.plan import count_tokens, make_plan
+    from dataclasses import asdict
 
-    plan = await make_plan(inputs, output, options, settings=load_settings())
+    from vecmill.jobs.estimate import estimate
+    from vecmill.jobs.plan import make_plan
+
+    plan = await make_plan(inputs, output, options, settings=load_settings(), ask=False)
     try:
-        price = plan.provider.info.usd_per_million_tokens
-        counted = await count_tokens(plan)
-        usd = None if price is None else price * counted["tokens"] / 1e6
-        described = {**plan.describe(), **counted, "usd": usd}
+        described = {**plan.describe(), **asdict(await estimate(plan))}
     finally:
         plan.discard()
+        await plan.provider.close()
     if as_json:
         emit(described)
         return
     described["id"] = described["id"] or "file#row"
+    described["cached_share"] = f"{described['cached_share']:.0%}"
+    for name in ("usd", "batch_usd"):
+        described[name] = None if described[name] is None else dollars(described[name])
+    if not plan.provider.info.hosted:
+        for name in ("batch_usd", "minutes", "requests"):
+            described.pop(name)
     say(*table([(name.replace("_", " "), _cell(value)) for name, value in described.items()]))
 
 
@@ -220,6 +314,8 @@ def _cell(value: Any) -> str:
             return "yes" if value else "no"
         case int():
             return f"{value:,}"
+        case float():
+            return f"{value:,.1f}"
         case list() | tuple():
             return ", ".join(map(str, value)) or "none"
     return str(value)

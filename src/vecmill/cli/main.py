@@ -19,41 +19,9 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from vecmill._version import __version__
+from vecmill.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, OK, USAGE, exit_code
 from vecmill.cli.output import plain, quiet_stdout
 from vecmill.core import errors
-
-OK = 0
-COULD_NOT_RUN = 1
-USAGE = 2
-FAILED_ROWS = 3
-PARKED = 4
-INTERRUPTED = 130
-
-EXIT_CODES: dict[type[errors.Error], int] = {
-    errors.Error: COULD_NOT_RUN,
-    errors.InputError: COULD_NOT_RUN,
-    errors.DimensionMismatchError: COULD_NOT_RUN,
-    errors.UnknownNameError: COULD_NOT_RUN,
-    errors.TextTooLongError: COULD_NOT_RUN,
-    errors.SpaceMismatchError: COULD_NOT_RUN,
-    errors.ConfigError: COULD_NOT_RUN,
-    errors.MissingExtraError: COULD_NOT_RUN,
-    errors.MissingKeyError: COULD_NOT_RUN,
-    errors.ProviderError: COULD_NOT_RUN,
-    errors.AuthenticationError: COULD_NOT_RUN,
-    errors.RateLimitError: PARKED,
-    errors.QuotaExhaustedError: PARKED,
-    errors.UnavailableError: COULD_NOT_RUN,
-    errors.RefusedError: COULD_NOT_RUN,
-    errors.BadReplyError: COULD_NOT_RUN,
-    errors.StorageError: COULD_NOT_RUN,
-    errors.CorruptFileError: COULD_NOT_RUN,
-    errors.FormatVersionError: COULD_NOT_RUN,
-    errors.WriteError: COULD_NOT_RUN,
-    errors.JobError: COULD_NOT_RUN,
-    errors.BudgetReachedError: PARKED,
-}
-"""What a command exits with when it raises; a test holds this table complete. 3 is a job's own outcome."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("vecmill.cli.embed:embed", "Embed every row of tables into one vector set."),
@@ -62,14 +30,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("vecmill.cli.sets:info", "Show what a vector set says about itself."),
     "verify": ("vecmill.cli.sets:verify", "Check a vector set against itself and its model."),
     "model": ("vecmill.cli.model:model", "List, show and register models."),
-    "job": ("vecmill.cli.job:job", "List the jobs of this machine."),
+    "job": ("vecmill.cli.job:job", "List the jobs of this machine, and go on with one."),
     "config": ("vecmill.cli.config:config", "Show the settings and where each comes from."),
     "bench": ("vecmill.cli.bench:bench", "Measure this machine."),
     "demo": ("vecmill.cli.demo:demo", "Embed a small table that comes with the package, and search it."),
 }
 """name -> ("module:attribute", first line of its help), in the order of the help page."""
 
-ALIASES = {"models": "model", "jobs": "job"}
+ALIASES = {"models": "model", "jobs": "job", "caches": "cache"}
 """Plurals people type; understood, not shown."""
 
 
@@ -119,7 +87,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Turn tables of text into vectors you can search, serve and trust.
 
-    Everything runs on this machine: a model comes with the package. Results go to stdout, progress to stderr.
+    A model comes with the package and runs here; hosted ones are named with -m. Results go to stdout,
+    progress to stderr.
 
     \b
     vecmill demo
@@ -165,11 +134,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             _say(f"unexpected error: {what}; run it again with --debug for the details")
         return COULD_NOT_RUN
-
-
-def exit_code(error: errors.Error) -> int:
-    """Return what a command exits with when it raises this error."""
-    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
 
 
 def main() -> NoReturn:

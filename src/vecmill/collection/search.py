@@ -250,7 +250,7 @@ async def _embedded(
 ) -> tuple[Vectors, str | None, str | None]:
     """Embed the queries with the model that made the set; return vectors (q, d), model, space id."""
     async with await asyncio.to_thread(_embedder, found, asked) as embedder:
-        info = embedder.info
+        info = await embedder.learn()
         if found.manifest is None:
             _ensure_width(found, info.dimensions, f"{info.name} makes vectors of")
         elif (info.space, info.dimensions) != (found.manifest.space, found.manifest.dimensions):
@@ -274,10 +274,13 @@ def _embedder(found: VectorSet, asked: SearchOptions) -> AsyncEmbedder:
                 f"known here: {names}"
             )
         return AsyncEmbedder(asked.model, settings=settings)
+    hosted = manifest.provider != "local"
+    size = manifest.dimensions if hosted else None
     if asked.model is not None and canonical(asked.model, settings) != manifest.model:
-        return AsyncEmbedder(asked.model, settings=settings)
+        return AsyncEmbedder(asked.model, dimensions=size, settings=settings)
+    precision = None if hosted else manifest.precision
     try:
-        return AsyncEmbedder(manifest.model, precision=manifest.precision, settings=settings)
+        return AsyncEmbedder(manifest.model, dimensions=size, precision=precision, settings=settings)
     except UnknownNameError as error:
         raise InputError(
             f"{found.path} was made with {manifest.model}, which is not here: say where it is with -m "

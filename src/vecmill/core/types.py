@@ -86,18 +86,31 @@ def choice(kind: type[E], value: str, what: str) -> E:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call cost. `usd` is None where no price is known; local models cost 0.0."""
+    """What a call cost.
+
+    Attributes:
+        texts: Texts answered. tokens: tokens billed for them.
+        requests: Requests sent, those that failed too.
+        usd: Dollars; None where no price is known, 0.0 for local models.
+        unsure_tokens: Tokens of requests whose answer was lost or unusable: the provider may have billed
+            them.
+    """
 
     texts: int = 0
     tokens: int = 0
     requests: int = 0
     usd: float | None = 0.0
+    unsure_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         """Add two costs; an unknown price makes the sum unknown."""
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
         return Usage(
-            self.texts + other.texts, self.tokens + other.tokens, self.requests + other.requests, usd
+            self.texts + other.texts,
+            self.tokens + other.tokens,
+            self.requests + other.requests,
+            usd,
+            self.unsure_tokens + other.unsure_tokens,
         )
 
 

@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from vecmill._version import __version__
 from vecmill.core.config import Settings, load_settings
-from vecmill.core.errors import InputError, TextTooLongError
+from vecmill.core.errors import InputError, ProviderError, TextTooLongError
 from vecmill.core.space import Manifest, short
 from vecmill.core.types import EmptyText, InputType, LongText, RowError, Usage, Vectors, choice
 from vecmill.embedder.background import run_sync
-from vecmill.embedder.probe import fresh_probe
+from vecmill.embedder.channel import Channel
 from vecmill.embedder.rows import Policy, Prepared, embed_prepared, prepare
 from vecmill.models.base import ModelInfo, Provider
 from vecmill.models.resolve import open_model
@@ -47,6 +48,8 @@ class Embeddings:
         usage: Texts, tokens, requests and dollars it cost.
         model: The model's name.
         space: Its space id: only vectors of equal spaces may be compared.
+        tokens: (texts,) int64 billed for each text; adds up to `usage.tokens`. Of equal texts the first
+            bears it, what came from the cache cost nothing.
     """
 
     vectors: Vectors
@@ -54,6 +57,7 @@ class Embeddings:
     usage: Usage
     model: str
     space: str
+    tokens: npt.NDArray[np.int64]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self.vectors, dtype=dtype, copy=copy)
@@ -70,7 +74,14 @@ class AsyncEmbedder:
     """Embeds texts with one model.
 
     Args:
-        model: "minilm" (built in), "local:NAME", a model folder, or a registered name.
+        model: "minilm" (built in), "local:NAME", a model folder, "openai:NAME", "azure:DEPLOYMENT",
+            "github:PUBLISHER/NAME", a profile or a registered name.
+        dimensions: Fewer dimensions than the model's, for models that allow it (MRL): the full vector is
+            asked, kept in the cache and cut here, as the provider would cut it.
+        base_url: Where the hosted model is, instead of its provider's own address.
+        user: End user named in requests, for the provider's abuse monitoring; never part of the vector.
+        cache: Whether vectors are kept on disk; None: for hosted models, unless the settings say otherwise.
+        max_usd: What this embedder may spend.
         device: Where a local model runs: "CPU" (default), "GPU", "NPU", "AUTO".
         precision: "float32" or "int8"; None takes the model's own.
         threads: Threads of local inference; None takes every core the process may use.
@@ -85,6 +96,11 @@ class AsyncEmbedder:
         self,
         model: str | None = None,
         *,
+        dimensions: int | None = None,
+        base_url: str | None = None,
+        user: str | None = None,
+        cache: bool | None = None,
+        max_usd: float | None = None,
         device: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
@@ -99,18 +115,25 @@ class AsyncEmbedder:
         )
         if self._policy.empty is EmptyText.SKIP:
             raise InputError('empty="skip" would leave texts without vectors: use "error" or "embed"')
+        self._settings = settings or load_settings()
         if provider is None:
             provider = open_model(
                 model,
-                settings=settings or load_settings(),
+                settings=self._settings,
                 device=device,
                 precision=precision,
                 threads=threads,
                 max_tokens=max_tokens,
+                dimensions=dimensions,
+                base_url=base_url,
+                user=user,
+                cached=cache is not False,
             )
         elif model is not None:
             raise InputError("give a model or a provider, not both")
         self._provider = provider
+        self._cache, self._max_usd = cache, max_usd
+        self._open: tuple[asyncio.AbstractEventLoop, Channel] | None = None
         self._policy.limit(provider)
 
     @property
@@ -118,12 +141,27 @@ class AsyncEmbedder:
         """What the model says about itself: name, space, dimensions, limits."""
         return self._provider.info
 
-    async def embed(self, texts: str | Sequence[str], *, input_type: str = "document") -> Embeddings:
+    async def learn(self) -> ModelInfo:
+        """Return what the model says about itself; a hosted one nobody knows is asked: one request."""
+        await self._channel()
+        return self.info
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        input_type: str | Sequence[str] = "document",
+        user: str | Sequence[str | None] | None = None,
+        deployment: str | Sequence[str | None] | None = None,
+    ) -> Embeddings:
         """Embed texts; equal texts are embedded once, order is kept.
 
         Args:
             texts: The texts; a single one counts as a list of one. None at all gives (0, d) and no call.
-            input_type: "document" or "query"; models with prefixes embed them differently.
+            input_type: "document" or "query"; models with prefixes embed them differently. One for all
+                texts, or one for each, as for `user` and `deployment`.
+            user: End user named in requests. Hosted models only.
+            deployment: Another deployment (Azure) or model name of the same space. Hosted models only.
 
         Returns:
             Vectors (n, d) float32 in the order of the texts, unit length where the model normalizes.
@@ -131,24 +169,83 @@ class AsyncEmbedder:
         Raises:
             InputError: A text is empty or not a text; the message names its position.
             TextTooLongError: A text has too many tokens and long_text is "error".
-            ProviderError: The provider failed.
+            ProviderError: The provider failed, or refused a text; `args[0]` names its position.
+            BudgetReachedError: It would cost more than `max_usd`.
 
         Warns:
             LanguageWarning: The model does not know the texts' language.
         """
         rows = _listed(texts)
+        given = (input_type, user, deployment)
+        if any(value is not None and not isinstance(value, str) for value in given):
+            return await self._embed_groups(rows, *(_per_row(value, len(rows)) for value in given))
+        assert isinstance(input_type, str)  # noqa: S101 - for the type checker
+        channel = (await self._channel()).varied(
+            self._settings, user=cast("str | None", user), deployment=cast("str | None", deployment)
+        )
         policy = replace(self._policy, input_type=choice(InputType, input_type, "input_type"))
-        prepared = await prepare(self._provider, rows, policy)
+        prepared = await prepare(channel.provider, rows, policy)
         _raise_first(prepared.errors)
+        info = channel.provider.info
         if self._policy.long_text is LongText.ERROR:
-            _refuse_long(prepared.encoded.tokens[prepared.distinct], policy.limit(self._provider), self.info)
-        _warn_of_language(prepared, self.info)
-        result = await embed_prepared(self._provider, prepared, policy)
-        return Embeddings(result.vectors, result.rows, result.usage, self.info.name, self.info.space)
+            _refuse_long(prepared.encoded.tokens[prepared.distinct], policy.limit(channel.provider), info)
+        if not info.hosted:
+            _warn_of_language(prepared, info)
+        result = await embed_prepared(channel, prepared, policy)
+        if result.failures:
+            row = min(result.failures)
+            raise _at_position(result.failures[row], row, len(result.failures))
+        return Embeddings(result.vectors, result.rows, result.usage, info.name, info.space, result.tokens)
+
+    async def _embed_groups(
+        self,
+        rows: list[str],
+        input_types: Sequence[str | None],
+        users: Sequence[str | None],
+        deployments: Sequence[str | None],
+    ) -> Embeddings:
+        """Embed texts that differ in role, user or deployment: one call for each kind, put back in order."""
+        groups: dict[tuple[str | None, str | None, str | None], list[int]] = {}
+        for at, kind in enumerate(zip(input_types, users, deployments, strict=True)):
+            groups.setdefault(kind, []).append(at)
+        parts = [
+            (
+                at,
+                await self.embed(
+                    [rows[i] for i in at], input_type=role or "document", user=who, deployment=where
+                ),
+            )
+            for (role, who, where), at in groups.items()
+        ]
+        if not parts:
+            return await self.embed(rows)
+        origin = np.concatenate([np.array(at, dtype=np.int64)[part.rows] for at, part in parts])
+        order = np.argsort(origin, kind="stable")
+        tokens = np.zeros(len(rows), dtype=np.int64)
+        for group, part in parts:
+            tokens[group] = part.tokens
+        return Embeddings(
+            np.concatenate([part.vectors for _, part in parts])[order],
+            origin[order],
+            sum((part.usage for _, part in parts), Usage()),
+            self.info.name,
+            self.info.space,
+            tokens,
+        )
 
     async def manifest(self, *, input_type: str = "document") -> Manifest:
         """Return the manifest of vectors this embedder makes, the probe included (three short texts)."""
-        return await make_manifest(self._provider, InputType(input_type))
+        return await make_manifest(await self._channel(), InputType(input_type))
+
+    async def _channel(self) -> Channel:
+        """Return the way to the model on this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._open is None or self._open[0] is not loop:
+            channel = Channel.to(self._provider, self._settings, cache=self._cache, max_usd=self._max_usd)
+            self._open = (loop, channel)
+        channel = self._open[1]
+        await channel.learn()
+        return channel
 
     async def close(self) -> None:
         """Let go of the model."""
@@ -172,9 +269,20 @@ class Embedder:
         """What the model says about itself: name, space, dimensions, limits."""
         return self._inner.info
 
-    def embed(self, texts: str | Sequence[str], *, input_type: str = "document") -> Embeddings:
+    def learn(self) -> ModelInfo:
+        """Return what the model says about itself; see `AsyncEmbedder.learn`."""
+        return run_sync(self._inner.learn())
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        input_type: str | Sequence[str] = "document",
+        user: str | Sequence[str | None] | None = None,
+        deployment: str | Sequence[str | None] | None = None,
+    ) -> Embeddings:
         """Embed texts; see `AsyncEmbedder.embed`."""
-        return run_sync(self._inner.embed(texts, input_type=input_type))
+        return run_sync(self._inner.embed(texts, input_type=input_type, user=user, deployment=deployment))
 
     def manifest(self, *, input_type: str = "document") -> Manifest:
         """Return the manifest of vectors this embedder makes; see `AsyncEmbedder.manifest`."""
@@ -191,10 +299,10 @@ class Embedder:
         self.close()
 
 
-async def make_manifest(provider: Provider, input_type: InputType) -> Manifest:
-    """Return the manifest of vectors a provider makes, with the probe embedded afresh."""
-    probe, _ = await fresh_probe(provider)
-    return replace(manifest_of(provider.info, input_type), probe=probe)
+async def make_manifest(channel: Channel, input_type: InputType) -> Manifest:
+    """Return the manifest of vectors that come through a channel, the probe embedded afresh."""
+    probe = await channel.fresh_probe()
+    return replace(manifest_of(channel.provider.info, input_type), probe=probe)
 
 
 def manifest_of(info: ModelInfo, input_type: InputType) -> Manifest:
@@ -250,3 +358,18 @@ def _refuse_long(tokens: npt.NDArray[np.int64], limit: int, info: ModelInfo) -> 
             f"text {long[0]} has {tokens[long[0]]} tokens, {info.name} takes {limit} ({len(long)} such); "
             f"choose long_text='average', 'truncate' or 'chunks'"
         )
+
+
+def _per_row(value: str | Sequence[str | None] | None, n: int) -> Sequence[str | None]:
+    if value is None or isinstance(value, str):
+        return [value] * n
+    if len(value) != n:
+        raise InputError(f"{len(value)} values were given for {n} texts: give one for each, or one for all")
+    return value
+
+
+def _at_position(error: ProviderError, row: int, failed: int) -> ProviderError:
+    """Return the provider's error with the text's position before it."""
+    others = f" ({failed} such texts)" if failed > 1 else ""
+    error.args = (f"text {row}{others}: {error}",)
+    return error

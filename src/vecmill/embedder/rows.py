@@ -1,7 +1,9 @@
 """Rows of texts to vectors: what is blank, what is double, what is long, what came back.
 
-The two steps are apart so that a caller can look at the token counts before anything is computed or bought:
-`prepare` tokenizes, `embed_prepared` embeds. Both keep the order of the rows.
+The steps are apart so that a caller can look at the token counts before anything is computed or bought, and
+can have several calls on their way: `prepare` tokenizes, `start` cuts long texts, claims them and looks into
+    the
+cache, `finish` embeds. All keep the order of the rows.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vecmill.core.errors import BadReplyError, InputError
+from vecmill.core.errors import InputError, ProviderError
 from vecmill.core.types import EmptyText, InputType, IntArray, LongText, RowError, Usage, Vectors
-from vecmill.embedder.batching import batches
-from vecmill.models.base import Advance, Encoded, Provider, Reply, Span, no_advance
+from vecmill.embedder.channel import Channel, Order, Supplied, cut_to_size
+from vecmill.models.base import Advance, Encoded, Provider, Span, join, no_advance
 
 LEAST_TOKENS = 8
 """A limit below this leaves no room for a text beside prefix and special tokens."""
@@ -87,8 +89,11 @@ class RowVectors:
         spans: The characters of the text each vector stands for, where texts were cut into chunks.
         pieces: (total,) int32: from how many pieces a row's vector was made; 0 without a vector.
         errors: Why a row has no vector; a row with neither was skipped.
-        sent: Rows whose text was embedded. deduped: rows that share such a text.
+        sent: Distinct texts that were sent. cached: those that came from the cache or from another call.
+        deduped: Rows that share a text with an earlier one.
+        tokens: (total,) int64 billed for each row; equal texts are borne by the first.
         usage: What it cost.
+        failures: The provider's errors themselves, by row.
     """
 
     vectors: Vectors
@@ -98,7 +103,10 @@ class RowVectors:
     errors: dict[int, RowError]
     sent: int
     deduped: int
+    cached: int
+    tokens: IntArray
     usage: Usage
+    failures: dict[int, ProviderError]
 
 
 async def prepare(provider: Provider, texts: Sequence[str | None], policy: Policy) -> Prepared:
@@ -124,26 +132,8 @@ async def prepare(provider: Provider, texts: Sequence[str | None], policy: Polic
     return Prepared(len(texts), distinct, encoded, unique, overhead, errors)
 
 
-async def embed_prepared(
-    provider: Provider, prepared: Prepared, policy: Policy, *, advance: Advance = no_advance
-) -> RowVectors:
-    """Embed prepared rows: cut what is long, call the provider, check the reply, put it back in order.
-
-    Raises:
-        BadReplyError: The reply does not answer the request.
-        ProviderError: The provider failed.
-    """
-    limit = policy.limit(provider)
-    work, pieces = await asyncio.to_thread(_cut, provider, prepared, policy, limit)
-    reply = await _embed_all(provider, work, advance)
-    vectors, refused = reply.vectors, pieces.refused
-    if policy.long_text is LongText.AVERAGE:
-        vectors = _average(vectors, pieces, normalized=provider.info.normalized)
-    return _by_row(prepared, policy, pieces, vectors, refused, reply.usage)
-
-
 @dataclass(frozen=True, slots=True)
-class _Pieces:
+class Pieces:
     """How distinct texts were cut: `counts` pieces each (0: refused), their `spans` one after another."""
 
     counts: IntArray
@@ -151,13 +141,70 @@ class _Pieces:
     refused: dict[int, RowError]
 
 
-def _cut(provider: Provider, prepared: Prepared, policy: Policy, limit: int) -> tuple[Encoded, _Pieces]:
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Rows on their way. `order` must come to `Channel.keep`.
+
+    Attributes:
+        prepared: The rows. policy: what happens to long ones.
+        pieces: How their texts were cut.
+        order: The pieces, claimed.
+    """
+
+    prepared: Prepared
+    policy: Policy
+    pieces: Pieces
+    order: Order
+
+
+async def embed_prepared(
+    channel: Channel, prepared: Prepared, policy: Policy, *, advance: Advance = no_advance
+) -> RowVectors:
+    """Embed prepared rows: cut what is long, get the vectors, put them back in order.
+
+    Raises:
+        ProviderError: The provider cannot be asked any more; single texts it refuses are in `errors`.
+        BudgetReachedError: What may be spent is spent.
+    """
+    started = await start(channel, prepared, policy)
+    try:
+        return await finish(channel, started, advance=advance)
+    finally:
+        await channel.keep(started.order)
+
+
+async def start(channel: Channel, prepared: Prepared, policy: Policy) -> Started:
+    """Cut what is long, claim the texts and look into the cache.
+
+    Several calls one after another send the same texts, whatever the timing of their ends.
+    """
+    limit = policy.limit(channel.provider)
+    work, pieces = await asyncio.to_thread(cut, channel.provider, prepared, policy, limit)
+    return Started(prepared, policy, pieces, await channel.begin(work))
+
+
+async def finish(channel: Channel, started: Started, *, advance: Advance = no_advance) -> RowVectors:
+    """Get the vectors of rows on their way; see `embed_prepared`."""
+    prepared, policy = started.prepared, started.policy
+    supplied = await channel.finish(started.order, advance=advance)
+    info = channel.provider.info
+    billed = _by_text(supplied.tokens, started.pieces)
+    pieces, supplied, failed = _without_failed(started.pieces, supplied)
+    vectors = supplied.vectors
+    if policy.long_text is LongText.AVERAGE:
+        vectors = _average(vectors, pieces, normalized=info.normalized)
+    vectors = cut_to_size(vectors, info.dimensions)
+    return _by_row(prepared, policy, pieces, vectors, failed, supplied, billed)
+
+
+def cut(provider: Provider, prepared: Prepared, policy: Policy, limit: int) -> tuple[Encoded, Pieces]:
+    """Cut texts of more than `limit` tokens as the policy says; return the pieces and whose they are."""
     encoded, texts = prepared.encoded, prepared.texts
     counts = np.ones(len(encoded), dtype=np.int64)
     whole = [Span(0, len(text), int(n)) for text, n in zip(texts, encoded.tokens, strict=True)]
     long = np.flatnonzero(encoded.tokens > limit)
     if not len(long):
-        return encoded, _Pieces(counts, tuple(whole), {})
+        return encoded, Pieces(counts, tuple(whole), {})
     refused: dict[int, RowError] = {}
     if policy.long_text is LongText.ERROR:
         for i in long:
@@ -165,9 +212,9 @@ def _cut(provider: Provider, prepared: Prepared, policy: Policy, limit: int) -> 
             message = f"the text has {encoded.tokens[i]} tokens, {provider.info.name} takes {limit}"
             refused[int(i)] = RowError("text_too_long", "TextTooLongError", message)
         keep = np.flatnonzero(counts)
-        return encoded.take(keep), _Pieces(counts, tuple(whole[i] for i in keep), refused)
+        return encoded.take(keep), Pieces(counts, tuple(whole[i] for i in keep), refused)
     if policy.long_text is LongText.TRUNCATE:
-        return provider.truncate(encoded, max_tokens=limit), _Pieces(counts, tuple(whole), {})
+        return provider.truncate(encoded, max_tokens=limit), Pieces(counts, tuple(whole), {})
     spans: list[Span] = []
     parts: list[Encoded] = []
     done = 0
@@ -180,51 +227,26 @@ def _cut(provider: Provider, prepared: Prepared, policy: Policy, limit: int) -> 
         done = int(i) + 1
     parts.append(encoded.take(range(done, len(encoded))))
     spans += whole[done:]
-    return _join(parts), _Pieces(counts, tuple(spans), {})
+    return join(parts), Pieces(counts, tuple(spans), {})
 
 
-def _join(parts: Sequence[Encoded]) -> Encoded:
-    ids = None if any(p.ids is None for p in parts) else tuple(x for p in parts for x in p.ids or ())
-    return Encoded(
-        tuple(text for part in parts for text in part.texts),
-        np.concatenate([part.tokens for part in parts]),
-        np.concatenate([part.unknown for part in parts]),
-        ids,
-    )
+def _without_failed(pieces: Pieces, supplied: Supplied) -> tuple[Pieces, Supplied, dict[int, ProviderError]]:
+    """Leave out the texts of which a piece failed; return the rest and the errors by distinct text."""
+    if not supplied.errors:
+        return pieces, supplied, {}
+    text_of = np.repeat(np.arange(len(pieces.counts)), pieces.counts)  # (pieces,)
+    failed: dict[int, ProviderError] = {}
+    for at, error in sorted(supplied.errors.items()):
+        failed.setdefault(int(text_of[at]), error)
+    lost = np.isin(text_of, list(failed))
+    counts = pieces.counts.copy()
+    counts[list(failed)] = 0
+    kept = np.flatnonzero(~lost)
+    left = Supplied(supplied.vectors[kept], supplied.tokens[kept], supplied.sent[kept], {}, supplied.usage)
+    return Pieces(counts, tuple(pieces.spans[i] for i in kept), pieces.refused), left, failed
 
 
-async def _embed_all(provider: Provider, work: Encoded, advance: Advance) -> Reply:
-    info = provider.info
-    vectors = np.empty((len(work), info.dimensions), dtype=np.float32)
-    usage = Usage()
-    for rows in batches(work.tokens, max_inputs=info.max_inputs, max_tokens=info.max_request_tokens):
-        part = work if len(rows) == len(work) else work.take(rows)
-        reply = await provider.embed(part, advance=advance)
-        vectors[rows] = checked(reply.vectors, len(rows), info.dimensions, info.name)
-        usage += reply.usage
-    return Reply(vectors, usage)
-
-
-def checked(vectors: Vectors, count: int, dimensions: int, model: str) -> Vectors:
-    """Return the vectors of a reply, or raise when count, width or values are wrong.
-
-    Raises:
-        BadReplyError: They are.
-    """
-    if vectors.shape != (count, dimensions):
-        raise BadReplyError(
-            f"{model} was asked for {count} vectors of {dimensions} dimensions and answered {vectors.shape}",
-            model=model,
-        )
-    if not np.isfinite(vectors).all():
-        rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        raise BadReplyError(
-            f"{model} answered vectors that are not finite, at position {rows[0]}", model=model
-        )
-    return vectors
-
-
-def _average(vectors: Vectors, pieces: _Pieces, *, normalized: bool) -> Vectors:
+def _average(vectors: Vectors, pieces: Pieces, *, normalized: bool) -> Vectors:
     """Average each text's pieces, weighted by tokens, and renormalize: (pieces, d) -> (kept, d)."""
     counts = pieces.counts[pieces.counts > 0]
     if len(vectors) == len(counts):
@@ -243,11 +265,13 @@ def _average(vectors: Vectors, pieces: _Pieces, *, normalized: bool) -> Vectors:
 def _by_row(
     prepared: Prepared,
     policy: Policy,
-    pieces: _Pieces,
+    pieces: Pieces,
     vectors: Vectors,
-    refused: dict[int, RowError],
-    usage: Usage,
+    failed: dict[int, ProviderError],
+    supplied: Supplied,
+    billed: IntArray,
 ) -> RowVectors:
+    refused = {**pieces.refused, **{at: row_error(error) for at, error in failed.items()}}
     errors = dict(prepared.errors)
     errors.update(
         (int(row), refused[int(at)]) for row, at in enumerate(prepared.distinct) if int(at) in refused
@@ -264,7 +288,11 @@ def _by_row(
     within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
     source = np.repeat(starts[at], repeat) + within  # (m,) into vectors
     spans = tuple(pieces.spans[i] for i in source) if chunked else None
-    sent = len(np.unique(at))
+    texts = np.unique(at)
+    tokens = np.zeros(prepared.total, dtype=np.int64)
+    asked, bearer = np.unique(prepared.distinct[has_text], return_index=True)
+    tokens[has_text[bearer]] = billed[asked]  # the first of equal texts bears it
+    sent = int(_by_text(supplied.sent.astype(np.int64), pieces)[texts].astype(bool).sum())
     return RowVectors(
         vectors=np.ascontiguousarray(vectors[source]),
         rows=np.repeat(rows, repeat),
@@ -272,6 +300,32 @@ def _by_row(
         pieces=made_from,
         errors=errors,
         sent=sent,
-        deduped=len(rows) - sent,
-        usage=usage,
+        deduped=len(rows) - len(texts),
+        cached=len(texts) - sent,
+        tokens=tokens,
+        usage=supplied.usage,
+        failures={int(row): failed[int(i)] for row, i in enumerate(prepared.distinct) if int(i) in failed},
     )
+
+
+def _by_text(values: IntArray, pieces: Pieces) -> IntArray:
+    """Add up values of pieces by distinct text: (pieces,) -> (distinct,)."""
+    sums = np.zeros(len(pieces.counts), dtype=np.int64)
+    np.add.at(sums, np.repeat(np.arange(len(pieces.counts)), pieces.counts), values)
+    return sums
+
+
+def row_error(error: ProviderError) -> RowError:
+    """Return what stands in a row's error column for a provider's error."""
+    kind = type(error).__name__
+    return RowError(
+        error.code or _CODES.get(kind, "provider_error"), kind, str(error), error.attempts, error.request_id
+    )
+
+
+_CODES = {
+    "RateLimitError": "rate_limited",
+    "UnavailableError": "unavailable",
+    "RefusedError": "refused",
+    "BadReplyError": "bad_reply",
+}

@@ -24,6 +24,9 @@ ERROR_TYPE = pa.struct(
 )
 """The same fields in every output, whether rows failed or not."""
 
+USAGE_TYPE = pa.struct([("tokens", pa.int64()), ("usd", pa.float64())])
+"""What a row cost: tokens billed for it, and dollars (null where no price is known)."""
+
 WARNING_UNKNOWN = "unknown_tokens"
 """In the `warning` column: at least half of the text's tokens are not in the model's vocabulary."""
 
@@ -37,8 +40,8 @@ class Layout:
 
     Attributes:
         kept: Columns of the input that are kept, in order.
-        names: Column name by role: id, file, row, embedding, error, warning, and where they apply text (made
-            by a template), chunks (pieces averaged), chunk, start and end (of a text cut into rows).
+        names: Column name by role: id, file, row, embedding, error, warning, and where they apply usage, text
+            (made by a template), chunks (pieces averaged), chunk, start and end (of a text cut into rows).
         schema: The output's schema.
         id_column: The input column whose values are the ids, or None.
     """
@@ -58,6 +61,7 @@ def make_layout(
     columns: Iterable[str] | None,
     renamed: Mapping[str, str],
     long_text: LongText,
+    usage: bool = False,
 ) -> Layout:
     """Decide the output's columns.
 
@@ -69,6 +73,7 @@ def make_layout(
         columns: Input columns to keep; None keeps all.
         renamed: Names for output columns by role, such as {"embedding": "vec"}.
         long_text: The policy, for the columns it adds.
+        usage: Whether each row says what it cost.
 
     Raises:
         InputError: An input column and an output column have the same name, or a role is not known.
@@ -82,7 +87,7 @@ def make_layout(
     if id_column is not None and pa.types.is_nested(source.field(id_column).type):
         kind = source.field(id_column).type
         raise InputError(f"the id column {id_column!r} is {kind}: an id is a text or a number")
-    fields = _added_fields(dimensions, has_template=has_template, long_text=long_text)
+    fields = _added_fields(dimensions, has_template=has_template, long_text=long_text, usage=usage)
     for role in renamed:
         if role not in fields:
             raise unknown_name("output column", role, fields)
@@ -101,7 +106,9 @@ def make_layout(
     return Layout(tuple(kept), names, schema.remove_metadata(), id_column)
 
 
-def _added_fields(dimensions: int, *, has_template: bool, long_text: LongText) -> dict[str, pa.Field]:
+def _added_fields(
+    dimensions: int, *, has_template: bool, long_text: LongText, usage: bool
+) -> dict[str, pa.Field]:
     fields = {
         "id": pa.field("id", pa.string(), nullable=False),
         "file": pa.field("file", pa.string(), nullable=False),
@@ -116,6 +123,8 @@ def _added_fields(dimensions: int, *, has_template: bool, long_text: LongText) -
     fields["embedding"] = pa.field("embedding", pa.list_(pa.float32(), dimensions))
     fields["warning"] = pa.field("warning", pa.string())
     fields["error"] = pa.field("error", ERROR_TYPE)
+    if usage:
+        fields["usage"] = pa.field("usage", USAGE_TYPE, nullable=False)
     return fields
 
 
@@ -183,6 +192,8 @@ def output_batch(
         made[names["text"]] = pa.array(window.texts, pa.string()).take(take)
     if "chunks" in names:
         made[names["chunks"]] = pa.array(result.pieces[from_row], pa.int32())
+    if "usage" in names:
+        made[names["usage"]] = _usage(result, from_row)
     if "chunk" in names:
         made |= _chunk_columns(names, result, from_row, vector_at)
     source = dict(zip(window.batch.schema.names, window.batch.columns, strict=True))
@@ -205,6 +216,17 @@ def _vectors(result: RowVectors, vector_at: IntArray, dimensions: int) -> pa.Arr
     values[~missing] = result.vectors[vector_at[~missing]]
     mask = pa.array(missing) if missing.any() else None
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), dimensions, mask=mask)
+
+
+def _usage(result: RowVectors, from_row: IntArray) -> pa.Array:
+    """Return what each output row cost; of a text cut into rows the first bears it."""
+    tokens = result.tokens[from_row]
+    tokens[np.searchsorted(from_row, from_row) != np.arange(len(from_row))] = 0
+    total, usd = result.usage.tokens, result.usage.usd
+    known = usd is not None
+    dollars = tokens * ((usd or 0.0) / max(total, 1))
+    fields = [pa.array(tokens), pa.array(dollars, mask=None if known else np.ones(len(tokens), dtype=bool))]
+    return pa.StructArray.from_arrays(fields, fields=list(USAGE_TYPE))
 
 
 def _chunk_columns(

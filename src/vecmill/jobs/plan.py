@@ -27,8 +27,9 @@ from vecmill.data.readers import FileBatch, ReadOptions, Scan, batches, scan
 from vecmill.data.sources import Sources, resolve
 from vecmill.data.template import Template, TextColumn, choose_text, template_columns
 from vecmill.data.writers import FORMATS, check_target, output_format
+from vecmill.embedder.channel import Channel
 from vecmill.embedder.embedder import manifest_of
-from vecmill.embedder.rows import Policy, prepare
+from vecmill.embedder.rows import Policy
 from vecmill.jobs.ids import refuse_double_ids
 from vecmill.jobs.layout import Layout, make_layout
 from vecmill.jobs.remote import Remote
@@ -63,6 +64,12 @@ class JobOptions:
         output_format: The output's format; None goes by its suffix.
         any_language: Go on where more than half of the tokens are unknown to the model.
         overwrite: Replace an output that is there, and drop an unfinished job with other settings.
+        dimensions: Fewer dimensions than the model's, for models that allow it.
+        base_url, user: As `Embedder` takes them.
+        cache: Whether vectors are kept on disk; None: as the settings say, for hosted models.
+        max_usd: What the job may spend, earlier runs of it included.
+        via: "sync" (default), or "batch" for the provider's Batch API.
+        usage: Add a column that says what each row cost.
     """
 
     model: str | None = None
@@ -84,6 +91,13 @@ class JobOptions:
     output_format: str | None = None
     any_language: bool = False
     overwrite: bool = False
+    dimensions: int | None = None
+    base_url: str | None = None
+    user: str | None = None
+    cache: bool | None = None
+    max_usd: float | None = None
+    via: str = "sync"
+    usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,8 @@ class Plan:
         options: As asked.
         sources: The input's files. scan: their columns and row counts.
         text: Makes the texts.
-        provider: The open model. policy: what happens to long and empty texts.
+        inputs: As given.
+        channel: The way to the open model. policy: what happens to long and empty texts.
         layout: The output's columns.
         manifest: What the output will say about itself; its rows and probe come last.
         fingerprint: Hash of all that decides the output's bytes.
@@ -108,10 +123,11 @@ class Plan:
 
     target: Target
     options: JobOptions
+    inputs: tuple[str, ...]
     sources: Sources
     scan: Scan
     text: Template | TextColumn
-    provider: Provider
+    channel: Channel
     policy: Policy
     layout: Layout
     manifest: Manifest
@@ -121,6 +137,11 @@ class Plan:
     notices: tuple[Notice, ...]
     settings: Settings
     spool_dir: Path
+
+    @property
+    def provider(self) -> Provider:
+        """The open model."""
+        return self.channel.provider
 
     @property
     def output(self) -> Path:
@@ -158,6 +179,13 @@ class Plan:
         """Read the input in windows."""
         return cut(self.stream(), self.text)
 
+    def command(self) -> dict[str, Any]:
+        """Return what was asked, so that `vecmill job resume` can ask it again; no secrets are among it."""
+        asked = asdict(self.options)
+        defaults = asdict(JobOptions())
+        given = {name: value for name, value in asked.items() if value != defaults[name]}
+        return {"inputs": list(self.inputs), "folder": str(Path.cwd()), "options": given}
+
     def discard(self) -> None:
         """Remove what planning left, such as spooled input; an unfinished job stays."""
         _discard(self.target, self.spool_dir)
@@ -175,7 +203,7 @@ class Plan:
             "id": self.layout.id_column,
             "model": info.name,
             "space": short(info.space),
-            "dimensions": info.dimensions,
+            "dimensions": info.dimensions or None,
             "precision": info.precision,
             "device": info.device,
             "long_text": str(self.policy.long_text),
@@ -194,6 +222,7 @@ async def make_plan(
     *,
     settings: Settings | None = None,
     provider: Provider | None = None,
+    ask: bool = True,
 ) -> Plan:
     """Read the inputs once, decide everything, check what can be checked before work begins.
 
@@ -203,6 +232,7 @@ async def make_plan(
         options: What the job is told.
         settings: None reads environment and `vecmill.toml`.
         provider: A model already open, instead of `options.model`.
+        ask: Whether a hosted model nobody knows may be asked for its dimensions: one request.
 
     Raises:
         InputError: Something asked for does not fit the input; the message says what would.
@@ -213,7 +243,7 @@ async def make_plan(
     target = _target(output, options, settings)
     spool_dir = _spool_dir(settings.home)
     try:
-        return await _planned(inputs, target, options, settings, provider, spool_dir)
+        return await _planned(inputs, target, options, settings, provider, spool_dir, ask=ask)
     except BaseException:
         _discard(target, spool_dir)
         raise
@@ -226,6 +256,8 @@ async def _planned(
     settings: Settings,
     provider: Provider | None,
     spool_dir: Path,
+    *,
+    ask: bool,
 ) -> Plan:
     policy = Policy(
         choice(LongText, options.long_text, "long_text"),
@@ -239,23 +271,29 @@ async def _planned(
     seen, text = await asyncio.to_thread(_scan, sources, options)
     if provider is None:
         provider = await asyncio.to_thread(_open, options, settings)
+    channel = Channel.to(provider, settings, cache=options.cache, max_usd=options.max_usd)
+    if ask:
+        await channel.learn()
+    _ensure_via(options, channel)
     layout = make_layout(
         seen.schema,
-        dimensions=provider.info.dimensions,
+        dimensions=max(provider.info.dimensions, 1),
         has_template=isinstance(text, Template),
         id_column=options.id_column,
         columns=() if options.columns is None and target.format in ("jsonl", "npy") else options.columns,
         renamed=options.output_column,
         long_text=policy.long_text,
+        usage=options.usage,
     )
     fingerprint = _fingerprint(sources, seen, text, provider, policy, layout, options, target.format)
     plan = Plan(
         target=target,
         options=options,
+        inputs=tuple(map(str, inputs)),
         sources=sources,
         scan=seen,
         text=text,
-        provider=provider,
+        channel=channel,
         policy=policy,
         layout=layout,
         manifest=_manifest(provider, policy, text, layout, sources, fingerprint),
@@ -273,25 +311,6 @@ async def _planned(
         await asyncio.to_thread(refuse_double_ids, plan.windows, layout)
     resumed = target.resumable(fingerprint, overwrite=options.overwrite)
     return replace(plan, resumed_windows=resumed)
-
-
-async def count_tokens(plan: Plan) -> dict[str, int]:
-    """Tokenize the whole input and return totals: texts, distinct (per window), tokens, long, unknown.
-
-    Costs a pass over the input, no request and no money. Texts and long texts are counted by row, tokens once
-    for each distinct text; long texts count as they are.
-    """
-    totals = dict.fromkeys(("texts", "distinct", "tokens", "long", "unknown"), 0)
-    limit = plan.policy.limit(plan.provider)
-    for window in plan.windows():
-        ready = await prepare(plan.provider, window.texts, plan.policy)
-        totals["texts"] += int((ready.distinct >= 0).sum())
-        totals["distinct"] += len(ready.encoded)
-        totals["tokens"] += int(ready.encoded.tokens.sum())
-        with_text = ready.distinct[ready.distinct >= 0]
-        totals["long"] += int((ready.encoded.tokens[with_text] > limit).sum())
-        totals["unknown"] += int(ready.encoded.unknown.sum())
-    return totals
 
 
 def _target(output: str | Path, options: JobOptions, settings: Settings) -> Target:
@@ -351,7 +370,20 @@ def _open(options: JobOptions, settings: Settings) -> Provider:
         precision=options.precision,
         threads=options.threads,
         max_tokens=options.max_tokens,
+        dimensions=options.dimensions,
+        base_url=options.base_url,
+        user=options.user,
+        cached=options.cache is not False,
     )
+
+
+def _ensure_via(options: JobOptions, channel: Channel) -> None:
+    if options.via not in ("sync", "batch"):
+        raise unknown_name("via", options.via, ("sync", "batch"))
+    if options.via == "batch" and (channel.engine is None or options.cache is False):
+        name = channel.provider.info.name
+        why = f"{name} runs here" if channel.engine is None else "it brings its vectors through the cache"
+        raise InputError(f'via="batch" does not go with this job: {why}')
 
 
 def _fingerprint(

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from vecmill.core import durable
 from vecmill.core.config import Settings
-from vecmill.core.errors import InputError, JobError, StorageError
-from vecmill.core.events import Listener, Notice, Progress, ignore
+from vecmill.core.errors import (
+    BudgetReachedError,
+    InputError,
+    JobError,
+    QuotaExhaustedError,
+    RateLimitError,
+    StorageError,
+)
+from vecmill.core.events import Listener, Notice, ignore
 from vecmill.core.space import short
-from vecmill.core.types import RowError
 from vecmill.data.writers import finish_set, write_set
 from vecmill.embedder.background import run_sync
-from vecmill.embedder.probe import cached_probe
-from vecmill.embedder.rows import Prepared, RowVectors, embed_prepared, prepare
-from vecmill.jobs.guard import Guard, warned_rows
-from vecmill.jobs.layout import output_batch
+from vecmill.jobs.pipeline import embed_windows, probe_counts, whole
 from vecmill.jobs.plan import JobOptions, Plan, make_plan
 from vecmill.jobs.state import Counts
 from vecmill.jobs.store import note_job
-from vecmill.jobs.windows import Window
 
-T = TypeVar("T")
+BATCH_FOLDER = "batch"
+"""In the state folder: what was handed to the provider's Batch API."""
 
 RECEIPT_VERSION = 1
 
@@ -114,6 +118,8 @@ async def run(plan: Plan, *, listen: Listener = ignore) -> Outcome:
         JobError: Most of the text is in a language the model does not know, or the input changed meanwhile.
         StorageError: Another process works on this output.
         ProviderError: The provider failed; what is finished is kept and the same plan goes on from there.
+        QuotaExhaustedError, RateLimitError: Likewise; the job is parked.
+        BudgetReachedError: The next request would pass `max_usd`; the job is paused.
         WriteError: The disk is full or not writable; likewise.
     """
     for notice in plan.notices:
@@ -135,7 +141,7 @@ async def _run_locked(plan: Plan, listen: Listener) -> Outcome:
         if _rows_finished(plan) != plan.rows:
             plan.state.remove()
             return _already_complete(plan)
-        receipt = await _whole(_finish, plan)
+        receipt = await whole(_finish, plan)
     else:
         receipt = await _make(plan, listen)
     plan.state.remove()
@@ -147,39 +153,43 @@ async def _run_locked(plan: Plan, listen: Listener) -> Outcome:
 
 
 async def _make(plan: Plan, listen: Listener) -> dict[str, Any]:
-    """Embed what is not finished, publish, upload; return the receipt."""
+    """Embed what is not finished, publish, upload; return the receipt.
+
+    What a job that stops has paid for is in its windows or in the cache.
+    """
     plan.target.resumable(plan.fingerprint, overwrite=plan.options.overwrite)
     before = plan.target.stamp()
     durable.make_dir(plan.state.path)
-    for index in await asyncio.to_thread(plan.state.begin, plan.fingerprint, plan.describe()):
+    described = {**plan.describe(), "command": plan.command()}
+    for index in await asyncio.to_thread(plan.state.begin, plan.fingerprint, described):
         listen(Notice("window_damaged", f"window {index} of an earlier run is damaged and is made again"))
     try:
-        probe, _ = await cached_probe(plan.provider, plan.settings.cache_dir)
-        await _embed_windows(plan, listen)
+        await plan.channel.ride_probe()
+        await embed_windows(plan, listen)
+        probe = await plan.channel.probe()
         if plan.target.stamp() != before:
             raise JobError(
                 f"{plan.target.name} was written by somebody else while the job ran, and is left as it is; "
                 f"run the command again, with --overwrite to replace it"
             )
-        return await _whole(_publish, plan, probe)
-    except BaseException:
+        return await whole(_publish, plan, probe, probe_counts(plan.channel.take_probe_usage()))
+    except BaseException as error:
         done = _rows_finished(plan)
-        if not done:
+        state = stopped_state(error)
+        if not done and state == "stopped" and not (plan.state.path / BATCH_FOLDER).exists():
             plan.state.remove()  # nothing to resume, so nothing stays
-        note_job(plan, state="stopped", done=done)
+        note_job(plan, state=state, done=done)
         raise
 
 
-async def _whole(function: Callable[..., T], *arguments: Any) -> T:
-    """Run a function in a thread; when cancelled, wait for its end, so that nothing goes on unlocked."""
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
-        raise
+def stopped_state(error: BaseException) -> str:
+    """Return the state of a job that ended with an error: "parked until …", "paused" or "stopped"."""
+    if isinstance(error, BudgetReachedError):
+        return "paused"
+    if isinstance(error, QuotaExhaustedError) and error.until is not None:
+        moment = datetime.fromtimestamp(error.until, UTC)
+        return f"parked until {moment:%Y-%m-%dT%H:%M:%SZ}"
+    return "parked" if isinstance(error, QuotaExhaustedError | RateLimitError) else "stopped"
 
 
 def _already_complete(plan: Plan) -> Outcome:
@@ -196,103 +206,9 @@ def _rows_finished(plan: Plan) -> int:
     return sum(plan.state.counts(path).input_rows for path in plan.state.windows().values())
 
 
-async def _embed_windows(plan: Plan, listen: Listener) -> None:
-    """Embed and commit every window that is not finished, reading one ahead."""
-    finished = {index: plan.state.counts(path) for index, path in plan.state.windows().items()}
-    total = sum(finished.values(), Counts())
-    resumed, guard = total.input_rows, Guard(allow_any=plan.options.any_language)
-    if resumed:
-        listen(Notice("resumed", f"going on after {resumed:,} of {plan.rows:,} rows, finished earlier"))
-    listen(Progress(total.input_rows, plan.rows, total.tokens, resumed))
-    reader = plan.windows()
-    ahead = asyncio.create_task(asyncio.to_thread(next, reader, None))
-    try:
-        while (window := await ahead) is not None:
-            ahead = asyncio.create_task(asyncio.to_thread(next, reader, None))
-            if window.index in finished:
-                continue
-            reporter = _Reporter(plan, listen, total, resumed, len(window))
-            total += await _embed_window(plan, window, total, guard, reporter)
-            note_job(plan, state="running", done=total.input_rows)
-            listen(Progress(total.input_rows, plan.rows, total.tokens, resumed))
-    finally:
-        ahead.cancel()
-    for notice in guard.notices(total):
-        listen(notice)
-
-
-@dataclass(slots=True)
-class _Reporter:
-    """Turns what a provider finishes inside a window into the job's progress."""
-
-    plan: Plan
-    listen: Listener
-    before: Counts
-    resumed: int
-    rows: int
-    distinct: int = 1
-    texts: int = 0
-    tokens: int = 0
-
-    def advance(self, texts: int, tokens: int) -> None:
-        self.texts += texts
-        self.tokens += tokens
-        part = min(self.rows, self.texts * self.rows // max(self.distinct, 1))
-        done = self.before.input_rows + part
-        self.listen(Progress(done, self.plan.rows, self.before.tokens + self.tokens, self.resumed))
-
-
-async def _embed_window(
-    plan: Plan, window: Window, before: Counts, guard: Guard, reporter: _Reporter
-) -> Counts:
-    ready = await prepare(plan.provider, window.texts, plan.policy)
-    ready = replace(ready, errors={**ready.errors, **_not_texts(window)})
-    seen = guard.look(ready, before, plan.provider.info.name)
-    reporter.distinct = len(ready.encoded)
-    result = await embed_prepared(plan.provider, ready, plan.policy, advance=reporter.advance)
-    warnings = warned_rows(ready)
-    batch = await asyncio.to_thread(
-        output_batch, window, result, warnings, plan.layout, dimensions=plan.provider.info.dimensions
-    )
-    counts = _counted(plan, ready, result, batch, warned=len(warnings)) + seen
-    if not counts.balances:
-        raise JobError(f"window {window.index} does not balance: {counts.to_dict()}; please report this")
-    await _whole(plan.state.commit, window.index, batch, counts)
-    return counts
-
-
-def _not_texts(window: Window) -> dict[int, RowError]:
-    return {
-        at: RowError("not_text", "InputError", f"the text column holds {what}, not a text")
-        for at, what in window.not_text.items()
-    }
-
-
-def _counted(
-    plan: Plan, ready: Prepared, result: RowVectors, batch: pa.RecordBatch, *, warned: int
-) -> Counts:
-    has_text = ready.distinct[ready.distinct >= 0]
-    without = set(np.flatnonzero(ready.distinct < 0).tolist())
-    return Counts(
-        input_rows=ready.total,
-        rows=batch.num_rows,
-        vectors=len(result.vectors),
-        skipped=len(without - set(result.errors)),
-        errors=len(result.errors),
-        texts=len(np.unique(result.rows)),
-        sent=result.sent,
-        deduped=result.deduped,
-        long=int((ready.encoded.tokens[has_text] > plan.policy.limit(plan.provider)).sum()),
-        warned=warned,
-        tokens=result.usage.tokens,
-        requests=result.usage.requests,
-        usd=result.usage.usd,
-    )
-
-
-def _publish(plan: Plan, probe: str) -> dict[str, Any]:
+def _publish(plan: Plan, probe: str, extra: Counts) -> dict[str, Any]:
     """Write output, receipt and errors from the finished windows; return the receipt."""
-    total = _totals(plan)
+    total = _totals(plan) + extra
     plan.sources.ensure_unchanged()
     write_set(
         plan.output,

@@ -17,7 +17,6 @@ from typing import Any, Self
 import pyarrow as pa
 
 from vecmill.core import durable
-from vecmill.core.types import Usage
 
 _NAME = re.compile(r"window-(\d{9})\.([0-9a-f]{32})\.arrow")
 _KEY = b"vecmill.window"
@@ -34,7 +33,9 @@ class Counts:
         vectors: Rows with a vector. skipped: rows without text. errors: rows that failed.
         texts: Rows read whose text has a vector. sent, deduped, cached: where these came from.
         long: Texts above the limit. warned: rows with a warning.
-        tokens, requests, usd: What the provider reports.
+        tokens, requests, usd: What the provider reports; requests that failed are counted too.
+        unsure_tokens: Tokens of requests whose answer was lost: the provider may have billed them.
+        probe_tokens, probe_usd: What the probe cost, which `tokens` and `usd` leave out.
         seen_tokens, unknown_tokens, characters: What the tokenizer saw, for the language guard.
     """
 
@@ -52,15 +53,18 @@ class Counts:
     tokens: int = 0
     requests: int = 0
     usd: float | None = 0.0
+    unsure_tokens: int = 0
+    probe_tokens: int = 0
+    probe_usd: float | None = 0.0
     seen_tokens: int = 0
     unknown_tokens: int = 0
     characters: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         values: dict[str, Any] = {}
-        for name in (field.name for field in fields(self) if field.name != "usd"):
-            values[name] = getattr(self, name) + getattr(other, name)
-        values["usd"] = (Usage(usd=self.usd) + Usage(usd=other.usd)).usd
+        for name in (field.name for field in fields(self)):
+            one, two = getattr(self, name), getattr(other, name)
+            values[name] = None if one is None or two is None else one + two
         return Counts(**values)
 
     @property

@@ -17,6 +17,7 @@ from vecmill.core.space import Manifest, ensure_comparable, short
 from vecmill.core.types import EmptyText, InputType, LongText
 from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.embedder.background import run_sync
+from vecmill.embedder.channel import Channel
 from vecmill.embedder.embedder import make_manifest
 from vecmill.embedder.rows import Policy, embed_prepared, prepare
 from vecmill.models.base import Encoded, Provider
@@ -243,12 +244,13 @@ async def _with_model(
     except InputError as error:
         return [*shared, Check("recomputed", False if sample else None, str(error))]
     try:
-        ensure_comparable(manifest, await make_manifest(provider, InputType.DOCUMENT), what=found.path)
+        channel = Channel.to(provider, settings, cache=False)
+        ensure_comparable(manifest, await make_manifest(channel, InputType.DOCUMENT), what=found.path)
         if sharers:
             shared = [await asyncio.to_thread(_shared, found, manifest, provider, sharers)]
         if sample < 1:
             return [*shared, Check("recomputed", None, "no sample: none asked for")]
-        return [*shared, await _compare_sample(found, manifest, provider, sample)]
+        return [*shared, await _compare_sample(found, manifest, channel, sample)]
     except SpaceMismatchError as error:
         return [*shared, Check("recomputed", False, str(error))]
     finally:
@@ -295,10 +297,14 @@ def _one_to_model(encoded: Encoded, at: int) -> bool:
 
 
 def _open(name: str, manifest: Manifest, settings: Settings) -> Provider:
+    if manifest.provider != "local":
+        return open_model(
+            name, settings=settings, dimensions=manifest.dimensions, max_tokens=manifest.max_tokens
+        )
     return open_model(name, settings=settings, precision=manifest.precision, max_tokens=manifest.max_tokens)
 
 
-async def _compare_sample(found: VectorSet, manifest: Manifest, provider: Provider, sample: int) -> Check:
+async def _compare_sample(found: VectorSet, manifest: Manifest, channel: Channel, sample: int) -> Check:
     draw = np.random.default_rng(_SEED)
     at = np.sort(draw.choice(len(found.rows), size=min(sample, len(found.rows)), replace=False))
     texts, stored = _whole_texts(found, manifest, at)
@@ -308,8 +314,8 @@ async def _compare_sample(found: VectorSet, manifest: Manifest, provider: Provid
         InputType(manifest.input_type),
         manifest.max_tokens,
     )
-    ready = await prepare(provider, texts, policy)
-    again = await embed_prepared(provider, ready, policy)
+    ready = await prepare(channel.provider, texts, policy)
+    again = await embed_prepared(channel, ready, policy)
     old = found.vectors[stored[again.rows]]
     norms = np.linalg.norm(old, axis=1) * np.linalg.norm(again.vectors, axis=1)
     cosines = np.einsum("ij,ij->i", old, again.vectors) / np.maximum(norms, 1e-12)

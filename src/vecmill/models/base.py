@@ -105,6 +105,18 @@ class Encoded:
         return Encoded(tuple(self.texts[i] for i in at), self.tokens[at], self.unknown[at], ids, self.variant)
 
 
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Put texts of one role together, in order."""
+    ids = None if any(p.ids is None for p in parts) else tuple(x for p in parts for x in p.ids or ())
+    return Encoded(
+        tuple(text for part in parts for text in part.texts),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.unknown for part in parts]),
+        ids,
+        next((part.variant for part in parts if len(part)), ""),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A piece of a text: characters [start, end), and its tokens without prefix and special tokens."""

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from vecmill import __version__
-from vecmill.cli import main
+from vecmill.cli import exit_codes, main
 from vecmill.core import errors
 
 
@@ -40,19 +40,19 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 
 @pytest.mark.parametrize("kind", sorted(set(every_error()), key=lambda kind: kind.__name__))
 def test_every_error_has_its_own_exit_code(kind: type[errors.Error]) -> None:
-    assert main.EXIT_CODES[kind] in (main.COULD_NOT_RUN, main.PARKED)
+    assert exit_codes.EXIT_CODES[kind] in (exit_codes.COULD_NOT_RUN, exit_codes.PARKED)
 
 
 def test_the_table_is_complete() -> None:
-    assert set(main.EXIT_CODES) == set(every_error())
+    assert set(exit_codes.EXIT_CODES) == set(every_error())
 
 
-@pytest.mark.parametrize("kind", sorted(main.EXIT_CODES, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(exit_codes.EXIT_CODES, key=lambda kind: kind.__name__))
 def test_an_error_is_one_line_and_its_exit_code(
     kind: type[errors.Error], failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(kind("the mill stands still"))
-    assert main.run(["fail"]) == main.EXIT_CODES[kind]
+    assert main.run(["fail"]) == exit_codes.EXIT_CODES[kind]
     said = capsys.readouterr()
     assert said.err == "error: the mill stands still\n"
     assert said.out == ""
@@ -62,7 +62,7 @@ def test_an_error_of_another_package_takes_its_parents_code(failing: list[BaseEx
     class Elsewhere(errors.QuotaExhaustedError):
         pass
 
-    assert main.exit_code(Elsewhere("x")) == main.PARKED
+    assert exit_codes.exit_code(Elsewhere("x")) == exit_codes.PARKED
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "fail"], ["fail", "--debug"]])
@@ -70,7 +70,7 @@ def test_debug_adds_the_traceback(
     arguments: list[str], failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(errors.InputError("no such thing"))
-    assert main.run(arguments) == main.COULD_NOT_RUN
+    assert main.run(arguments) == exit_codes.COULD_NOT_RUN
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.endswith("error: no such thing\n")
@@ -80,7 +80,7 @@ def test_an_unexpected_exception_is_one_line_that_names_debug(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(ZeroDivisionError("division by zero"))
-    assert main.run(["fail"]) == main.COULD_NOT_RUN
+    assert main.run(["fail"]) == exit_codes.COULD_NOT_RUN
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "ZeroDivisionError: division by zero" in said
@@ -184,5 +184,5 @@ def test_what_the_system_refuses_is_one_line(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(PermissionError(13, "Permission denied", "/closed/file"))
-    assert main.run(["fail"]) == main.COULD_NOT_RUN
+    assert main.run(["fail"]) == exit_codes.COULD_NOT_RUN
     assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/closed/file'\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from vecmill.embedder.probe import cached_probe
+from vecmill.embedder.channel import Channel
 from vecmill.testing.fakes import FakeProvider
 
 
 def probe(provider: FakeProvider, cache: Path) -> str:
-    return asyncio.run(cached_probe(provider, cache))[0]
+    return asyncio.run(Channel(provider, probe_dir=cache / "probes").probe())
 
 
 def test_the_probe_is_embedded_once_per_space(tmp_path: Path) -> None:

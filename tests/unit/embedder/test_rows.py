@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from vecmill.core.errors import BadReplyError, InputError
 from vecmill.core.types import EmptyText, InputType, LongText
-from vecmill.embedder.rows import Policy, RowVectors, checked, embed_prepared, prepare
+from vecmill.embedder.channel import Channel, checked
+from vecmill.embedder.rows import Policy, RowVectors, embed_prepared, prepare
 from vecmill.testing.fakes import FakeProvider
 
 LONG = " ".join(f"word{i}" for i in range(50))
@@ -25,7 +26,7 @@ def embed(
     policy = policy or Policy()
 
     async def both() -> RowVectors:
-        return await embed_prepared(provider, await prepare(provider, texts, policy), policy)
+        return await embed_prepared(Channel(provider), await prepare(provider, texts, policy), policy)
 
     return asyncio.run(both())
 

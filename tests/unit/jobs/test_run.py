@@ -20,9 +20,10 @@ from vecmill.core.errors import Error, InputError, JobError, StorageError, Unava
 from vecmill.core.events import Event, Notice, Progress
 from vecmill.data.readers import ReadOptions
 from vecmill.data.vector_set import read_manifest, read_vectors
-from vecmill.embedder.probe import cached_probe
+from vecmill.embedder.channel import Channel
 from vecmill.jobs import windows
-from vecmill.jobs.plan import JobOptions, Plan, count_tokens, make_plan
+from vecmill.jobs.estimate import Estimate, estimate
+from vecmill.jobs.plan import JobOptions, Plan, make_plan
 from vecmill.jobs.run import Outcome, run
 from vecmill.jobs.store import list_jobs
 from vecmill.testing.fakes import FakeProvider
@@ -55,7 +56,7 @@ def embed(
     provider = provider or FakeProvider(dimensions=8, max_tokens=20)
 
     async def both() -> Outcome:
-        await cached_probe(FakeProvider(dimensions=8), load_settings().cache_dir)  # call 0 is window 0
+        await Channel.to(FakeProvider(dimensions=8), load_settings()).probe()  # so that call 0 is window 0
         inputs = source if isinstance(source, list) else [source]
         plan = await make_plan(inputs, output, JobOptions(**options), provider=provider)
         return await run(plan, listen=listen)
@@ -324,11 +325,11 @@ def test_tokens_are_counted_exactly_without_embedding(write: Write, tmp_path: Pa
     source = write("r.csv", [["text"], ["a b"], ["a b"], ["c"]])
     provider = FakeProvider(dimensions=8, max_tokens=20)
 
-    async def count() -> dict[str, int]:
-        return await count_tokens(await make_plan([source], tmp_path / "o.parquet", provider=provider))
+    async def count() -> Estimate:
+        return await estimate(await make_plan([source], tmp_path / "o.parquet", provider=provider))
 
     found = asyncio.run(count())
-    assert (found["texts"], found["distinct"], found["tokens"]) == (3, 2, 3)
+    assert (found.texts, found.distinct, found.tokens, found.send_texts) == (3, 2, 3, 2)
 
 
 def test_jobs_are_listed(write: Write, tmp_path: Path) -> None:

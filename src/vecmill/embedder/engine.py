@@ -1,0 +1,439 @@
+"""The request engine: many texts to a hosted model, through its limits and faults.
+
+It packs texts into requests, sends as many at once as the limiter allows, tries again what may succeed,
+halves what is refused until the text that is to blame stands alone, and learns smaller limits on the way. A
+text ends with a vector or with an error of its own. Where going on makes no sense (a refused key, a quota, a
+budget, nobody there) it stops: requests in flight are awaited, so that what was paid is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from vecmill.core.errors import (
+    BadReplyError,
+    BudgetReachedError,
+    ProviderError,
+    RateLimitError,
+    RefusedError,
+    UnavailableError,
+)
+from vecmill.core.types import IntArray, Usage, Vectors
+from vecmill.embedder.batching import batches
+from vecmill.embedder.budget import Budget
+from vecmill.embedder.limits import Limiter, Ticket
+from vecmill.embedder.retry import RetryPolicy, as_quota
+from vecmill.models.base import Advance, Encoded, HostedProvider, RateLimits, Reply, no_advance
+
+T = TypeVar("T")
+Stop: TypeAlias = ProviderError | BudgetReachedError
+
+_PROBE_TOKENS = 64
+
+_ALONE = RetryPolicy(attempts=3)
+"""For the halves of a batch that failed whole: others get through, so the texts are to blame more likely."""
+
+_HOPELESS = 3
+"""So many single texts refused, none ever taken: it is not the texts."""
+
+
+@dataclass(slots=True)
+class Bought:
+    """What became of texts.
+
+    Attributes:
+        vectors: (n, width) float32; rows of texts without a vector are zeros.
+        done: (n,) bool, which texts have a vector.
+        tokens: (n,) int64, what was billed for each; adds up to `usage.tokens`.
+        errors: Why a text was given up, by position. Texts with neither were not come to.
+        usage: All requests, the failed ones too.
+        stopped: Why the engine stopped early, or None.
+    """
+
+    vectors: Vectors
+    done: npt.NDArray[np.bool_]
+    tokens: IntArray
+    errors: dict[int, ProviderError] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    stopped: Stop | None = None
+
+    @classmethod
+    def nothing(cls, n: int, width: int) -> Bought:
+        """Return the record before the first request."""
+        vectors = np.zeros((n, width), dtype=np.float32)
+        return cls(vectors, np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64))
+
+
+@dataclass(slots=True)
+class Engine:
+    """Sends texts to a hosted provider.
+
+    Attributes:
+        provider: The model. limiter: its limits. budget: what may be spent.
+        retry: How long and how often to try.
+        random: For the jitter of waits.
+    """
+
+    provider: HostedProvider
+    limiter: Limiter
+    budget: Budget = field(default_factory=Budget)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    random: random.Random = field(default_factory=random.Random)
+    _answered: int = 0
+    _refused_alone: int = 0
+    _waiting: int = 0
+    _drained: asyncio.Event = field(default_factory=asyncio.Event)
+    _halt: asyncio.Event = field(default_factory=asyncio.Event)
+    _halted: Stop | None = None
+
+    def halt(self, error: Stop) -> None:
+        """Send nothing more: every call ends with this error once its requests in flight are answered."""
+        self._halted = self._halted or error
+        self._halt.set()
+
+    async def embed(self, work: Encoded, *, into: Bought, advance: Advance = no_advance) -> None:
+        """Embed texts, recording what becomes of each in `into`, also when this is cancelled.
+
+        Args:
+            work: The texts, each of at most `info.max_tokens` tokens.
+            into: An empty record of as many texts.
+            advance: Called with (texts, tokens) after each request.
+        """
+        if len(work):
+            await _Run(self, work, into, advance).to_end()
+
+    async def learn(self) -> Reply | None:
+        """Let the provider learn what it does not know of its model: one request, tried again as others.
+
+        Raises:
+            ProviderError: It cannot be asked.
+        """
+        loop = asyncio.get_running_loop()
+        failed_at: float | None = None
+        attempt = 1
+        while True:
+            ticket = await self.limiter.acquire(_PROBE_TOKENS)
+            try:
+                reply = await self.provider.learn()
+                self.limiter.succeeded(
+                    ticket, tokens=reply.usage.tokens if reply else 0, rates=reply.rates if reply else None
+                )
+                return reply
+            except RateLimitError as error:
+                self.limiter.limited(ticket, retry_after=error.retry_after, rates=_rates(error))
+                failure: ProviderError = error
+            except ProviderError as error:
+                self.limiter.failed(ticket, rates=_rates(error))
+                failure = error
+            except BaseException:
+                self.limiter.failed(ticket)
+                raise
+            failed_at = loop.time() if failed_at is None else failed_at
+            elapsed = loop.time() - failed_at
+            wait = self.retry.wait(failure, attempt=attempt, elapsed=elapsed, random=self.random)
+            if wait is None:
+                quota = as_quota(failure, self.limiter.now()) if isinstance(failure, RateLimitError) else None
+                raise quota or failure
+            attempt += not isinstance(failure, RateLimitError)
+            await asyncio.sleep(wait)
+
+    async def drained(self) -> None:
+        """Wait until every request asked for has been sent: there is room for more."""
+        while self._waiting > 0:
+            self._drained.clear()
+            await self._drained.wait()
+
+    def _wait_more(self, requests: int) -> None:
+        self._waiting += requests
+        if self._waiting <= 0:
+            self._drained.set()
+
+    async def _unless_halted(self, waiting: Coroutine[Any, Any, T]) -> T:
+        """Wait for something, but not longer than until `halt`.
+
+        Raises:
+            ProviderError, BudgetReachedError: What the engine was halted with.
+        """
+        task = asyncio.ensure_future(waiting)
+        halt = asyncio.ensure_future(self._halt.wait())
+        try:
+            await asyncio.wait((task, halt), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise cast(Stop, self._halted)
+        finally:
+            halt.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One call of `Engine.embed`."""
+
+    engine: Engine
+    work: Encoded
+    into: Bought
+    advance: Advance
+    queue: deque[IntArray] = field(default_factory=deque)
+    answered: int = 0
+
+    async def to_end(self) -> None:
+        self._queue(self._packed(np.arange(len(self.work), dtype=np.int64)))
+        workers = min(self.engine.provider.endpoint.max_concurrency, len(self.queue))
+        tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.engine._wait_more(-len(self.queue))
+            self.queue.clear()
+
+    def _packed(self, rows: IntArray) -> Iterable[IntArray]:
+        """Cut rows into requests within the limits known now."""
+        info, most = self.engine.provider.info, self.engine.limiter.most_tokens
+        tokens = self.work.tokens[rows]
+        limits = [limit for limit in (info.max_request_tokens, most) if limit is not None]
+        cuts = batches(tokens, max_inputs=info.max_inputs, max_tokens=min(limits) if limits else None)
+        for cut in cuts:
+            yield from self._within_bytes(rows[cut], info.max_request_bytes)
+
+    def _within_bytes(self, rows: IntArray, most: int | None) -> Iterable[IntArray]:
+        if most is None:
+            yield rows
+            return
+        sizes = [len(self.work.texts[row].encode("utf-8", "replace")) + 8 for row in rows]
+        for cut in batches(np.array(sizes, dtype=np.int64), max_inputs=None, max_tokens=max(most - 512, 1)):
+            yield rows[cut]
+
+    def _queue(self, cuts: Iterable[IntArray]) -> None:
+        before = len(self.queue)
+        self.queue.extend(cuts)
+        self.engine._wait_more(len(self.queue) - before)
+
+    async def _work(self) -> None:
+        while self.queue and self.into.stopped is None:
+            if self.engine._halted is not None:
+                return self._stop(self.engine._halted)
+            rows = self.queue.popleft()
+            try:
+                fits = list(self._packed(rows))  # limits may have been learned since it was packed
+                if len(fits) > 1:
+                    rows = fits[0]
+                    self.queue.extendleft(reversed(fits[1:]))
+                    self.engine._wait_more(len(fits) - 1)
+            except BaseException:
+                self.engine._wait_more(-1)
+                raise
+            await self._send(rows, self.engine.retry, waited=True)
+        return None
+
+    async def _send(self, rows: IntArray, retry: RetryPolicy, *, waited: bool = False) -> None:
+        """Bring texts to their end: vectors, errors, or the stop of everything.
+
+        Args:
+            rows: Positions of one request's texts.
+            retry: How long to try.
+            waited: Whether the request counts among those that wait to be sent.
+        """
+        part = self.work.take(rows)
+        loop = asyncio.get_running_loop()
+        failed_at: float | None = None
+        attempt, tries, answered = 1, 0, self.answered
+        while self.into.stopped is None:
+            tries += 1
+            try:
+                reply = await self._ask(part, waited=waited)
+            except RefusedError as error:
+                error.attempts = tries
+                return await self._refused(rows, error, retry)
+            except (RateLimitError, UnavailableError, BadReplyError) as error:
+                error.attempts = tries
+                failed_at = loop.time() if failed_at is None else failed_at
+                elapsed = loop.time() - failed_at
+                wait = retry.wait(error, attempt=attempt, elapsed=elapsed, random=self.engine.random)
+                if wait is None:
+                    return await self._gave_up(rows, error, healthy=self.answered > answered)
+                attempt += not isinstance(error, RateLimitError)
+                if not await self._sleep(wait):
+                    return None
+            except (ProviderError, BudgetReachedError) as error:
+                return self._stop(error)
+            else:
+                return self._keep(rows, part, reply)
+            finally:
+                waited = False
+        return None
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Sleep; return False where the engine was halted meanwhile."""
+        try:
+            await self.engine._unless_halted(asyncio.sleep(seconds))
+        except (ProviderError, BudgetReachedError) as error:
+            self._stop(error)
+            return False
+        return True
+
+    async def _ask(self, part: Encoded, *, waited: bool) -> Reply:
+        """Wait for the turn, send one request, and tell the limiter and the budget how it went."""
+        engine, tokens = self.engine, int(part.tokens.sum())
+        try:
+            held = engine.budget.hold(tokens)
+        except BudgetReachedError:
+            engine._wait_more(-waited)
+            raise
+        billed: float | None = 0.0
+        try:
+            try:
+                ticket = await engine._unless_halted(engine.limiter.acquire(tokens))
+            finally:
+                engine._wait_more(-waited)
+            reply = await self._exchange(part, ticket)
+            billed = reply.usage.usd
+            return reply
+        except (BadReplyError, UnavailableError) as error:
+            # computed perhaps, and billed: nobody can tell
+            unsure = tokens if isinstance(error, BadReplyError) or error.status is None else 0
+            self.into.usage += Usage(requests=1, unsure_tokens=unsure)
+            billed = held if isinstance(error, BadReplyError) else 0.0
+            raise
+        except ProviderError:
+            self.into.usage += Usage(requests=1)
+            raise
+        finally:
+            engine.budget.settle(held, billed)
+
+    async def _exchange(self, part: Encoded, ticket: Ticket) -> Reply:
+        limiter = self.engine.limiter
+        settled = False
+        try:
+            reply = await self.engine.provider.embed(part)
+            limiter.succeeded(ticket, tokens=reply.usage.tokens, rates=reply.rates)
+            settled = True
+        except RateLimitError as error:
+            limiter.limited(ticket, retry_after=error.retry_after, rates=_rates(error))
+            settled = True
+            raise
+        except ProviderError as error:
+            limiter.failed(ticket, rates=_rates(error))
+            settled = True
+            raise
+        finally:
+            if not settled:
+                limiter.failed(ticket)
+        return reply
+
+    def _keep(self, rows: IntArray, part: Encoded, reply: Reply) -> None:
+        into = self.into
+        into.vectors[rows] = reply.vectors
+        into.done[rows] = True
+        into.tokens[rows] += apportion(reply.usage.tokens, part.tokens)
+        into.usage += reply.usage
+        self.answered += 1
+        self.engine._answered += 1
+        self.engine._refused_alone = 0
+        self.advance(len(rows), int(part.tokens.sum()))
+
+    async def _refused(self, rows: IntArray, error: RefusedError, retry: RetryPolicy) -> None:
+        learned = _LEARN.get(error.reason)
+        if learned is not None and len(rows) > 1:
+            self._learn(rows, error)
+            for cut in list(self._packed(rows)):
+                await self._send(cut, retry)
+            return
+        if error.reason == "request":
+            self._stop(error)
+            return
+        await self._halve(rows, error, retry)
+
+    def _learn(self, rows: IntArray, error: RefusedError) -> None:
+        """Remember a smaller limit: the one the provider names, or half of what was too much."""
+        provider, measure = self.engine.provider, _LEARN[error.reason]
+        had = measure(self.work, rows)
+        limit = error.limit if error.limit is not None and 0 < error.limit < had else max(had // 2, 1)
+        if error.reason == "max_inputs":
+            provider.remember(max_inputs=limit)
+        elif error.reason == "max_request_tokens":
+            provider.remember(max_request_tokens=max(limit, int(self.work.tokens[rows].max())))
+        else:
+            longest = max(len(self.work.texts[row].encode("utf-8", "replace")) for row in rows)
+            provider.remember(max_request_bytes=max(limit, longest + 1024))
+
+    async def _halve(self, rows: IntArray, error: ProviderError, retry: RetryPolicy) -> None:
+        if len(rows) == 1:
+            self._refuse(rows, error)
+            return
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            await self._send(half, retry)
+
+    def _refuse(self, rows: IntArray, error: ProviderError) -> None:
+        """Give single texts up, or everything where no text was ever taken."""
+        self.engine._refused_alone += 1
+        if self.engine._answered == 0 and self.engine._refused_alone >= _HOPELESS:
+            self._stop(error)
+            return
+        for row in rows:
+            self.into.errors[int(row)] = error
+        self.advance(len(rows), int(self.work.tokens[rows].sum()))
+
+    async def _gave_up(self, rows: IntArray, error: ProviderError, *, healthy: bool) -> None:
+        """Decide what exhausted attempts mean: the texts are to blame, or the provider is away."""
+        if isinstance(error, RateLimitError):
+            quota = as_quota(error, self.engine.limiter.now())
+            if quota is not None or not healthy:
+                self._stop(quota or error)
+                return
+        elif not healthy and not isinstance(error, BadReplyError) and error.status != _SERVER_ERROR:
+            self._stop(error)
+            return
+        elif len(rows) > 1:
+            await self._halve(rows, error, _ALONE)
+            return
+        self._refuse(rows, error)
+
+    def _stop(self, error: Stop) -> None:
+        if self.into.stopped is None:
+            self.into.stopped = error
+
+
+_SERVER_ERROR = 500
+"""The server broke on this request, perhaps by a text in it; 502 to 504 say that it is not there."""
+
+_LEARN: dict[str, Callable[[Encoded, IntArray], int]] = {
+    "max_inputs": lambda _, rows: len(rows),
+    "max_request_tokens": lambda work, rows: int(work.tokens[rows].sum()),
+    "max_bytes": lambda work, rows: sum(len(work.texts[r].encode("utf-8", "replace")) for r in rows),
+}
+
+
+def apportion(total: int, weights: IntArray) -> IntArray:
+    """Share a whole number by weights, (n,) int64, adding up exactly: the largest remainders get the rest."""
+    known = int(weights.sum())
+    if total == known or not len(weights):
+        return np.array(weights, dtype=np.int64)
+    if known == 0:
+        even: IntArray = np.full(len(weights), total // len(weights), dtype=np.int64)
+        even[: total - int(even.sum())] += 1
+        return even
+    exact = weights * (total / known)
+    shares: IntArray = np.floor(exact).astype(np.int64)
+    missing = total - int(shares.sum())
+    if missing > 0:
+        shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
+    return shares
+
+
+def _rates(error: ProviderError) -> RateLimits | None:
+    return error.rates if isinstance(error.rates, RateLimits) else None
