@@ -68,6 +68,19 @@ def count(texts: Sequence[str], encoding: str = DEFAULT_ENCODING) -> IntArray:
     return np.fromiter((len(encode(text)) for text in texts), np.int64, len(texts))
 
 
+def byte_lengths(text: str, encoding: str = DEFAULT_ENCODING) -> IntArray:
+    """Return how many UTF-8 bytes each token of a text stands for, (tokens,) int64; their sum is the text's.
+
+    A character may be spread over several tokens.
+
+    Raises:
+        UnknownNameError: No such encoding is shipped.
+    """
+    found = _encoding(encoding)
+    pieces = found.decode_tokens_bytes(found.encode_ordinary(text))
+    return np.fromiter(map(len, pieces), np.int64, len(pieces))
+
+
 @cache
 def _encoding(name: str) -> tiktoken.Encoding:
     if name not in _SOURCES:
