@@ -92,7 +92,7 @@ class DamagedError(Exception):
 
 def is_damage(error: BaseException) -> bool:
     """Say whether an error means that the file itself is wrong, not the disk or the moment."""
-    if isinstance(error, DamagedError):
+    if isinstance(error, DamagedError | OverflowError):  # the latter from a damaged number
         return True
     if not isinstance(error, sqlite3.Error):
         return False
@@ -190,7 +190,7 @@ class Database:
             if opened is None:
                 raise AbsentError
             try:
-                return opened, self._connect()
+                return opened, self._connect(create=create)
             except (sqlite3.Error, DamagedError) as error:
                 if not is_damage(error):
                     raise
@@ -199,7 +199,7 @@ class Database:
             return self._open(create=True)
         raise AbsentError
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, create: bool) -> sqlite3.Connection:
         """Open the file for writing, or as far as the disk allows it: for reading, or as it lies there."""
         modes = ["mode=ro"] if self.read_only else ["mode=rw", "mode=ro"]
         wal = self.path.with_name(self.path.name + "-wal")
@@ -207,7 +207,7 @@ class Database:
             modes.append("mode=ro&immutable=1")
         for mode in modes:
             try:
-                return _connect(self.path, mode)
+                return _connect(self.path, mode, create=create)
             except sqlite3.OperationalError as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if mode == modes[-1] or code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
@@ -274,7 +274,8 @@ def _ensure_file(path: Path) -> None:
         raise WriteError(f"{path} cannot be made: {error.strerror}") from error
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _connect(path: Path, mode: str, *, create: bool) -> sqlite3.Connection:
+    fresh = path.stat().st_size == 0
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?{mode}",
         uri=True,
@@ -283,16 +284,16 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
     )
     try:
-        _prepare(db, writable=mode == "mode=rw")
+        _prepare(db, writable=mode == "mode=rw", create=create, fresh=fresh)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _prepare(db: sqlite3.Connection, *, writable: bool) -> None:
+def _prepare(db: sqlite3.Connection, *, writable: bool, create: bool, fresh: bool) -> None:
     db.text_factory = bytes  # a damaged text is no error
-    if writable:  # these two count for a new file only
+    if fresh:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     db.execute("PRAGMA trusted_schema = OFF")
@@ -302,6 +303,8 @@ def _prepare(db: sqlite3.Connection, *, writable: bool) -> None:
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if (application, version) != (APPLICATION_ID, VERSION) and (application or version or tables):
         raise DamagedError(f"not a cache of version {VERSION}")
+    if not tables and not create:
+        raise AbsentError
     if writable:
         db.execute("PRAGMA journal_mode = WAL").fetchall()
         db.execute("PRAGMA synchronous = NORMAL")
@@ -309,8 +312,6 @@ def _prepare(db: sqlite3.Connection, *, writable: bool) -> None:
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * PAGE_BYTES}")
     if not tables:
-        if not writable:
-            raise AbsentError
         db.execute("BEGIN IMMEDIATE")
         for statement in _SCHEMA:
             db.execute(statement)

@@ -8,7 +8,6 @@ systems: SQLite's locks do not hold there.
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import sqlite3
 import threading
@@ -170,7 +169,7 @@ class SqliteCache:
         Raises:
             DimensionMismatchError: There are not as many vectors as keys.
         """
-        if vectors.ndim != 2 or len(vectors) != len(keys):
+        if vectors.ndim != 2 or len(vectors) != len(keys) or not vectors.shape[1]:
             raise DimensionMismatchError(f"{len(keys)} keys need as many vectors, got shape {vectors.shape}")
         if not keys or self._is_quiet():
             return
@@ -213,7 +212,7 @@ class SqliteCache:
     ) -> None:
         """Add the vectors of some keys that are whole."""
         sql = (
-            "SELECT key, checksum, used, vector FROM entry JOIN data ON data.id = entry.id "  # noqa: S608
+            "SELECT key, checksum, used, vector FROM entry LEFT JOIN data ON data.id = entry.id "  # noqa: S608
             f"WHERE key IN ({_marks(chunk)})"
         )
         stale = self._now() // _HOUR - _REFRESH_HOURS
@@ -301,7 +300,7 @@ class SqliteCache:
             yield
         except AbsentError:
             pass
-        except (sqlite3.Error, DamagedError, StorageError, OSError) as error:
+        except (sqlite3.Error, DamagedError, OverflowError, StorageError, OSError) as error:
             if is_damage(error):
                 return  # said when it was set aside; a new file is begun
             if what == "write":
@@ -336,18 +335,22 @@ def _evict(file: Database, target_bytes: int) -> int:
     dropped = 0
     while True:
         with file.reading() as db:
-            excess = _used_bytes(db) - target_bytes
-            if excess <= 0:
+            if _used_bytes(db) <= target_bytes:
                 return dropped
+            count = db.execute("SELECT count(*) FROM entry").fetchone()[0]
             sql = "SELECT key, id FROM entry ORDER BY used, id LIMIT ?"
             rows = db.execute(sql, (_PLANNED_AT_ONCE,)).fetchall()
         if not rows:
             return dropped
-        for some in _batched(rows, _EVICTED_AT_ONCE):
+        at = 0
+        while at < len(rows):
             with file.writing() as db:
-                dropped += _delete(db, some, "key = ? AND id = ?")
-                if _used_bytes(db) <= target_bytes:
+                used = _used_bytes(db)
+                if used <= target_bytes:
                     return dropped
+                size = min(_EVICTED_AT_ONCE, (used - target_bytes) * max(count - dropped, 1) // used + 1)
+                dropped += _delete(db, rows[at : at + size], "key = ? AND id = ?")
+            at += size
 
 
 def _delete(db: sqlite3.Connection, rows: Iterable[tuple[object, ...]], where: str) -> int:
@@ -429,9 +432,3 @@ def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 def _marks(chunk: Sequence[bytes]) -> str:
     return ",".join("?" * len(chunk))
-
-
-def _batched(rows: Sequence[tuple[object, ...]], size: int) -> Iterator[list[tuple[object, ...]]]:
-    iterator = iter(rows)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
