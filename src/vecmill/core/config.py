@@ -43,7 +43,7 @@ class Profile:
         deployment: Azure's name of the deployment.
         base_url: Where it is asked: "https://HOST/v1", or the endpoint of an Azure resource.
         key: A reference to the key, such as "env:NAME"; never the key.
-        auth: "key" or "entra".
+        auth: "key", "entra", or "none": send no key that lies in the environment.
         api_version: Azure's; "v1" for the form without versions.
         organization, project_id: OpenAI's; the organization of GitHub's form for organizations. The file
             says `project` for `project_id`.
@@ -366,7 +366,7 @@ _PROFILE_KINDS: dict[str, _Kind] = {
     "deployment": _TEXT,
     "base_url": _TEXT,
     "key": _TEXT,
-    "auth": _one_of(("key", "entra")),
+    "auth": _one_of(("key", "entra", "none")),
     "api_version": _TEXT,
     "organization": _TEXT,
     "project": _TEXT,

@@ -17,6 +17,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "providers": {
         "local": "vecmill.models.local.provider:load",
         "openai": "vecmill.models.hosted.openai:load",
+        "azure": "vecmill.models.hosted.azure:load",
+        "github": "vecmill.models.hosted.github:load",
     },
     "indexes": {"exact": "vecmill.index.exact:ExactIndex"},
 }

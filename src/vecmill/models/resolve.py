@@ -1,26 +1,37 @@
 """What a model is called, and how the name becomes an open provider.
 
-A specification is a name of the catalogue, a name registered with `vecmill model register`,
-"provider:model", or a path. A path begins with "./", "../", "/" or "~"; any other existing folder may be
-named without that, unless its name is one of the others: these win.
+A specification is a name of the catalogue, a name registered with `vecmill model register`, a profile of
+`vecmill.toml`, an alias of its `[aliases]`, "provider:model", or a path. A path begins with "./", "../", "/"
+or "~"; any other existing folder may be named without that, unless its name is one of the others. These win,
+in this order: names of local models, registered ones, profiles, aliases, the catalogue's hosted models.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vecmill.core import catalog, durable, registry
 from vecmill.core.config import Settings, load_settings
-from vecmill.core.errors import ConfigError, InputError, unknown_name
+from vecmill.core.errors import ConfigError, InputError, UnknownNameError, unknown_name
 from vecmill.models.base import Provider
+from vecmill.models.hosted.connection import Facts
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that can be named: where the name comes from and what it stands for."""
+    """A model that can be named: where the name comes from and what it stands for. None: unknown.
+
+    Attributes:
+        name, spec: What is typed, and the full name it stands for.
+        origin: "built in", "catalogue", "registered", "alias", or the file of a profile.
+        priced, source: Of when the price is, and from which page; "" where a profile says it.
+        key: What is known of the key, for people: "OPENAI_API_KEY: set". Never the key.
+        hosted: Whether it is asked over a network.
+    """
 
     name: str
     spec: str
@@ -30,6 +41,17 @@ class KnownModel:
     max_tokens: int | None = None
     languages: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    provider: str = ""
+    mrl: bool | None = None
+    least_dimensions: int | None = None
+    max_inputs: int | None = None
+    max_request_tokens: int | None = None
+    usd_per_million_tokens: float | None = None
+    batch_usd_per_million_tokens: float | None = None
+    priced: str = ""
+    source: str = ""
+    key: str = ""
+    hosted: bool = False
 
 
 HOSTED = ("openai", "azure", "github")
@@ -115,39 +137,82 @@ def _refuse_given(full: str, kind: str, **arguments: object) -> None:
 
 
 def canonical(spec: str, settings: Settings) -> str:
-    """Return a specification as "provider:model" with a path made absolute.
+    """Return a specification as "provider:model" with a path made absolute. Asks nothing.
 
     Raises:
-        UnknownNameError: No model of that name.
+        UnknownNameError: No model of that name, or several.
+        ConfigError: "azure" alone, and no deployment is set.
     """
-    return _canonical(spec, settings, _registered(settings))
+    return _canonical(spec, settings, _registered(settings), settings.aliases)
 
 
-def _canonical(spec: str, settings: Settings, registered: dict[str, str]) -> str:
+def _canonical(
+    spec: str, settings: Settings, registered: Mapping[str, str], aliases: Mapping[str, str]
+) -> str:
     if _is_path(spec):
         return _local(spec)
-    if (known := catalog.entry(spec)) is not None:
-        return known.spec
+    if (own := _reserved(spec)) is not None:
+        return own
     if spec in registered:
-        others = {name: stands for name, stands in registered.items() if name != spec}
-        return _canonical(registered[spec], settings, others)
-    if Path(spec).is_dir():
-        return _local(spec)
+        return _canonical(registered[spec], settings, _without(registered, spec), aliases)
+    if spec in settings.profiles:
+        return f"{settings.profiles[spec].provider}:{spec}"
+    if spec in aliases:
+        return _canonical(aliases[spec], settings, registered, _without(aliases, spec))
+    if spec == "azure":
+        from vecmill.models.hosted import azure
+
+        return f"azure:{azure.default_deployment(settings)}"
+    if found := catalog.candidates(spec):
+        return _unique(spec, [known.spec for known in found])
+    return _local(spec) if Path(spec).is_dir() else _spelt_out(spec, settings)
+
+
+def _spelt_out(spec: str, settings: Settings) -> str:
+    """Return "provider:model" as it is, if there is such a provider and may be such a model."""
     provider, colon, name = spec.partition(":")
-    if not colon or provider not in registry.names("providers"):
+    if not colon or not name or provider not in registry.names("providers"):
         raise unknown_name("model", spec, _names(settings))
-    if provider != "local":
-        return spec
-    if not Path(name).expanduser().is_dir():
-        raise unknown_name("local model or folder", name, _names(settings))
-    return _local(name)
+    if provider == "local":
+        if not Path(name).expanduser().is_dir():
+            raise unknown_name("local model or folder", name, _names(settings))
+        return _local(name)
+    profile = settings.profiles.get(name)
+    if profile is not None and profile.provider != provider:
+        raise UnknownNameError(
+            f"{provider}:{name} is no model: the profile {name!r} is of {profile.provider}; say {name}"
+        )
+    return spec
+
+
+def _reserved(spec: str) -> str | None:
+    """Return what a name stands for that nobody can take over: a full name, an alias, a local model."""
+    known = catalog.entry(spec)
+    if known is not None and (spec in (known.spec, *known.aliases) or known.provider == "local"):
+        return known.spec
+    return None
+
+
+def _without(table: Mapping[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in table.items() if key != name}
+
+
+def _unique(spec: str, found: list[str]) -> str:
+    if len(found) == 1:
+        return found[0]
+    raise UnknownNameError(f"{spec!r} is run by more than one provider: say {' or '.join(found)}")
 
 
 def shadowed_folder(spec: str, settings: Settings | None = None) -> Path | None:
     """Return the folder of this very name that is not meant, because the name stands for another model."""
     if _is_path(spec) or not Path(spec).is_dir():
         return None
-    named = catalog.entry(spec) is not None or spec in _registered(settings or load_settings())
+    settings = settings or load_settings()
+    named = (
+        bool(catalog.entry(spec) or catalog.candidates(spec))
+        or spec == "azure"
+        or any(spec in table for table in (_registered(settings), settings.profiles, settings.aliases))
+    )
     return Path(spec) if named else None
 
 
@@ -160,22 +225,99 @@ def _local(folder: str) -> str:
 
 
 def known_models(settings: Settings | None = None) -> list[KnownModel]:
-    """Return every model that has a name here: the catalogue's, then registered ones."""
+    """Return every model that has a name here: the catalogue's, profiles, registered ones, aliases.
+
+    Asks nothing: not the network, no keyring, no vault.
+    """
     settings = settings or load_settings()
-    listed = [
-        KnownModel(
-            entry.name,
-            entry.spec,
-            "built in",
-            entry.description,
-            entry.dimensions,
-            entry.max_tokens,
-            entry.languages,
-            entry.aliases,
-        )
-        for entry in catalog.entries()
-    ]
-    return listed + [KnownModel(name, spec, "registered") for name, spec in _registered(settings).items()]
+    listed = [_catalogued(entry, settings) for entry in catalog.entries()]
+    listed += [_profiled(name, settings) for name in settings.profiles]
+    listed += [KnownModel(name, spec, "registered") for name, spec in _registered(settings).items()]
+    return listed + [KnownModel(name, spec, "alias") for name, spec in settings.aliases.items()]
+
+
+def describe_model(spec: str, *, settings: Settings | None = None) -> KnownModel:
+    """Say what is known of a hosted model without opening it: it needs no key, and nothing is asked.
+
+    Raises:
+        UnknownNameError: No model of that name, or several.
+        InputError: It is a local model: open it, it knows itself.
+        ConfigError: Its profile is not usable.
+    """
+    settings = settings or load_settings()
+    full = canonical(spec, settings)
+    provider, _, name = full.partition(":")
+    if provider not in HOSTED:
+        raise InputError(f"{full} is a local model: open_model tells what it is")
+    if (known := catalog.entry(full)) is not None and name not in settings.profiles:
+        return _catalogued(known, settings)
+    if name in settings.profiles:
+        return _profiled(name, settings)
+    return _hosted(full, "not in the catalogue", settings, None)
+
+
+def _catalogued(entry: catalog.CatalogEntry, settings: Settings) -> KnownModel:
+    if entry.provider in HOSTED:
+        return _hosted(entry.spec, "catalogue", settings, entry)
+    return KnownModel(
+        entry.name,
+        entry.spec,
+        "built in",
+        entry.description,
+        entry.dimensions,
+        entry.max_tokens,
+        entry.languages,
+        entry.aliases,
+        provider=entry.provider,
+        mrl=entry.mrl,
+        usd_per_million_tokens=entry.usd_per_million_tokens,
+        source=entry.source,
+    )
+
+
+def _profiled(name: str, settings: Settings) -> KnownModel:
+    profile = settings.profiles[name]
+    known = catalog.entry(f"{profile.provider}:{profile.model}") if profile.model else None
+    if known is None and profile.provider == "azure" and profile.model:
+        known = catalog.facts(profile.model)
+    described = _hosted(f"{profile.provider}:{name}", profile.origin, settings, known)
+    model = profile.deployment or profile.model or ""
+    return replace(
+        described, name=name, description=f"profile: {model} at {profile.base_url or profile.provider}"
+    )
+
+
+def _hosted(full: str, origin: str, settings: Settings, entry: catalog.CatalogEntry | None) -> KnownModel:
+    from vecmill.models.hosted import azure, endpoints
+
+    provider, _, name = full.partition(":")
+    sources = endpoints.Sources.of(provider, name, settings)
+    facts = endpoints.facts_of(sources, entry, price=provider != "azure")
+    priced = entry if facts.usd_per_million_tokens is not None and _prices(entry, facts) else None
+    return KnownModel(
+        name,
+        full,
+        origin,
+        "" if entry is None else entry.description,
+        facts.dimensions,
+        facts.max_tokens,
+        provider=provider,
+        mrl=facts.mrl,
+        least_dimensions=facts.least_dimensions if facts.mrl else None,
+        max_inputs=facts.max_inputs,
+        max_request_tokens=facts.max_request_tokens,
+        usd_per_million_tokens=facts.usd_per_million_tokens,
+        batch_usd_per_million_tokens=facts.batch_usd_per_million_tokens,
+        priced="" if priced is None else priced.priced,
+        source="" if priced is None else priced.source,
+        key=azure.key_status(sources) if provider == "azure" else endpoints.key_status(sources),
+        hosted=True,
+    )
+
+
+def _prices(entry: catalog.CatalogEntry | None, facts: Facts) -> bool:
+    """Say whether the price is the catalogue's."""
+    return entry is not None and entry.usd_per_million_tokens == facts.usd_per_million_tokens
 
 
 def register_model(name: str, spec: str, *, settings: Settings | None = None) -> None:
@@ -188,8 +330,11 @@ def register_model(name: str, spec: str, *, settings: Settings | None = None) ->
     settings = settings or load_settings()
     if not name or any(sign in name for sign in ":/\\~") or name.startswith("."):
         raise InputError(f"{name!r} cannot be a model's name: leave out ':', '/', '~' and a leading '.'")
-    if catalog.entry(name) is not None:
+    if catalog.entry(name) is not None or catalog.candidates(name):
         raise InputError(f"{name!r} is a name of the catalogue: choose another")
+    if name in settings.profiles or name in HOSTED:
+        what = "profile" if name in settings.profiles else "provider"
+        raise InputError(f"{name!r} is the name of a {what}: choose another")
     if spec == name:
         raise InputError(f"{name!r} would stand for itself: give a folder or provider:model")
     table = {**_registered(settings), name: canonical(spec, settings)}
@@ -213,4 +358,8 @@ def _registered(settings: Settings) -> dict[str, str]:
 
 
 def _names(settings: Settings) -> list[str]:
-    return [name for model in known_models(settings) for name in (model.name, *model.aliases)]
+    models = known_models(settings)
+    return [
+        *(name for model in models for name in (model.name, *model.aliases)),
+        *(model.spec for model in models if model.hosted),
+    ]

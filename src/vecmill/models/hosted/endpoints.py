@@ -102,6 +102,35 @@ def secret_from(given: Given, *, what: str) -> Secret:
     return secret_of(given.value, origin=given.origin, what=what)
 
 
+_VARIABLES = {
+    "openai": ("OPENAI_API_KEY",),
+    "github": ("GITHUB_TOKEN",),
+}
+
+
+def key_status(sources: Sources, *variables: str) -> str:
+    """Say whether there is a key, without asking a keyring, a vault or the network: "OPENAI_API_KEY: set".
+
+    Args:
+        sources: Whose key.
+        variables: Where it may lie; none: the provider's own.
+    """
+    if sources.profile_value("auth") == "none":
+        return "none needed"
+    variables = variables or _VARIABLES[sources.provider]
+    found = sources.find("key", *variables)
+    if found is None:
+        return f"{variables[0]}: missing"
+    if found.profile is None:
+        return f"{found.origin}: set"
+    scheme, _, rest = found.value.partition(":")
+    if scheme == "env":
+        return f"{rest}: {'set' if from_environment(rest) else 'missing'}"
+    if scheme == "file":
+        return f"{found.value}: {'there' if Path(rest).expanduser().is_file() else 'missing'}"
+    return f"{found.value}: not looked up"
+
+
 # Addresses.
 
 

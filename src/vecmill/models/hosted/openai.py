@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vecmill.core import catalog
 from vecmill.core.config import Settings
 from vecmill.core.errors import ConfigError, MissingKeyError
-from vecmill.models.hosted import endpoints
+from vecmill.models.hosted import azure, endpoints
 from vecmill.models.hosted.connection import Connection
 from vecmill.models.hosted.endpoints import Base, Given, Sources
 
@@ -48,6 +48,15 @@ def load(
         ConfigError: A base URL, profile or key is not usable.
         InputError: The dimensions are not what the model gives.
     """
+    if base_url is None and azure.is_meant() and Sources.of("openai", name, settings).named is None:
+        return azure.load(
+            name,
+            settings=settings,
+            max_tokens=max_tokens,
+            dimensions=dimensions,
+            user=user,
+            send_dimensions=send_dimensions,
+        )
     connection = connect(name, settings=settings, base_url=base_url)
     user = user or Sources.of("openai", name, settings).profile_value("user")
     return endpoints.open_provider(
@@ -71,7 +80,7 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
     base = _base(url or _OWN, allow_http=sources.allow_http)
     own = is_own(base)
     plain, hidden = endpoints.split_headers(sources)
-    found = sources.find("key", *KEYS)
+    found = None if sources.profile_value("auth") == "none" else sources.find("key", *KEYS)
     if found is None and own:
         raise MissingKeyError(_missing(name))
     key = None if found is None else endpoints.secret_from(found, what="the OpenAI key")

@@ -1,0 +1,95 @@
+"""GitHub Models: a model's name becomes a connection. Free within limits of a minute and of a day."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from vecmill.core import catalog
+from vecmill.core.config import Settings
+from vecmill.core.errors import ConfigError, InputError, MissingKeyError
+from vecmill.models.hosted import endpoints
+from vecmill.models.hosted.connection import Connection
+from vecmill.models.hosted.endpoints import Base, Given, Sources
+
+if TYPE_CHECKING:
+    from vecmill.models.hosted.provider import HostedProvider
+
+KEYS = ("GITHUB_TOKEN",)
+
+HOST = "models.github.ai"
+"""Source: GitHub Docs, REST API endpoints for models inference."""
+
+
+def load(
+    name: str,
+    *,
+    settings: Settings,
+    max_tokens: int | None = None,
+    dimensions: int | None = None,
+    base_url: str | None = None,
+    user: str | None = None,
+    send_dimensions: bool = False,
+) -> HostedProvider:
+    """Open a model of GitHub Models. Asks nothing; `openai.load` has the arguments.
+
+    Raises:
+        MissingKeyError: There is no token; the message names the variable.
+        ConfigError: A base URL, profile or token is not usable.
+        InputError: The name has no publisher, or the dimensions are not what the model gives.
+    """
+    connection = connect(name, settings=settings, base_url=base_url)
+    user = user or Sources.of("github", name, settings).profile_value("user")
+    return endpoints.open_provider(
+        connection,
+        settings=settings,
+        dimensions=dimensions,
+        max_tokens=max_tokens,
+        user=user,
+        send_dimensions=send_dimensions,
+    )
+
+
+def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Connection:
+    """Return how a model is reached; `load` has the arguments and errors."""
+    sources = Sources.of("github", name, settings)
+    model = name if sources.named is None else sources.named.model
+    if not model:
+        raise ConfigError(f'profile {name!r} does not name its model: write model = "PUBLISHER/NAME"')
+    if "/" not in model:
+        raise InputError(f"GitHub names models PUBLISHER/NAME: github:openai/{model}, not github:{model}")
+    given = Given(base_url, "base_url") if base_url else sources.find("base_url")
+    base = endpoints.base_url(given or _own(sources), allow_http=sources.allow_http)
+    base = Base(base.url.removesuffix("/embeddings"))
+    plain, hidden = endpoints.split_headers(sources)
+    found = sources.find("key", *KEYS)
+    if found is None:
+        raise MissingKeyError(
+            f"github:{name} needs a token with the permission models: read: set GITHUB_TOKEN, or write "
+            f'key = "env:NAME" into a profile of vecmill.toml'
+        )
+    key = endpoints.secret_from(found, what="the GitHub token")
+    endpoints.guard(sources, given)
+    known = catalog.entry(f"github:{model}")
+    return Connection(
+        provider="github",
+        name=f"github:{name}",
+        model=model,
+        embeddings_url=base.at("embeddings"),
+        login=endpoints.bearer(key, hidden),
+        facts=endpoints.facts_of(sources, known),
+        account=endpoints.account_of(key, base.url),
+        headers=plain,
+        vouched=base.host == HOST and known is not None,
+        learned_path=endpoints.learned_path(settings, base.url, model),
+        **endpoints.limits_of(sources, known),
+    )
+
+
+def _own(sources: Sources) -> Given:
+    organization = sources.profile_value("organization")
+    if organization is None:
+        return Given(f"https://{HOST}/inference", "GitHub's own address")
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?", organization):
+        raise ConfigError(f"organization = {organization!r} is no name of an organization")
+    return Given(f"https://{HOST}/orgs/{organization}/inference", "GitHub's own address")
