@@ -14,6 +14,7 @@ from typing import Self, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from vecmill.core import clock
 from vecmill.core.config import Settings
 from vecmill.core.errors import BadReplyError, InputError, ProviderError, SpaceMismatchError
 from vecmill.core.space import PROBE_TEXTS, encode_probe, short
@@ -141,7 +142,7 @@ class Channel:
                 Budget(max_usd, None)
             return cls(provider, None, kept, probes)
         hosted = cast(HostedProvider, provider)
-        limiter = limiter_for(hosted.endpoint, home=settings.home)
+        limiter = limiter_for(hosted.endpoint, home=settings.home, now=clock.now)
         budget = Budget(max_usd, info.usd_per_million_tokens, spent_usd)
         return cls(provider, Engine(hosted, limiter, budget), kept or MemoryCache(), probes)
 
@@ -163,7 +164,7 @@ class Channel:
                 f"deployment {deployment!r} is not known to run the model of {self.provider.info.name} "
                 f"(space {short(self.provider.info.space)}): name its model in a profile"
             )
-        limiter = limiter_for(provider.endpoint, home=settings.home)
+        limiter = limiter_for(provider.endpoint, home=settings.home, now=clock.now)
         engine = replace(self.engine, provider=provider, limiter=limiter)
         return replace(self, provider=provider, engine=engine)
 

@@ -178,25 +178,36 @@ class Engine:
 
 @dataclass(slots=True)
 class _Run:
-    """One call of `Engine.embed`."""
+    """One call of `Engine.embed`.
+
+    Attributes:
+        queue: Rows of requests not sent yet. workers: those who send them, one request at a time each.
+        answered: Requests answered.
+        searching: Whether a limit was passed that the provider does not name: `sole` lets one find it.
+    """
 
     engine: Engine
     work: Encoded
     into: Bought
     advance: Advance
     queue: deque[IntArray] = field(default_factory=deque)
+    workers: set[asyncio.Task[None]] = field(default_factory=set)
     answered: int = 0
+    searching: bool = False
+    sole: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def to_end(self) -> None:
         self._queue(self._packed(np.arange(len(self.work), dtype=np.int64)))
-        workers = min(self.engine.provider.endpoint.max_concurrency, len(self.queue))
-        tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
         try:
-            await asyncio.gather(*tasks)
+            while self.workers:
+                done, _ = await asyncio.wait(self.workers, return_when=asyncio.FIRST_COMPLETED)
+                self.workers -= done  # others may have been added meanwhile
+                for task in done:
+                    task.result()
         finally:
-            for task in tasks:
+            for task in self.workers:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self.workers, return_exceptions=True)
             self.engine._wait_more(-len(self.queue))
             self.queue.clear()
 
@@ -217,27 +228,34 @@ class _Run:
         for cut in batches(np.array(sizes, dtype=np.int64), max_inputs=None, max_tokens=max(most - 512, 1)):
             yield rows[cut]
 
-    def _queue(self, cuts: Iterable[IntArray]) -> None:
-        before = len(self.queue)
-        self.queue.extend(cuts)
-        self.engine._wait_more(len(self.queue) - before)
+    def _queue(self, cuts: Iterable[IntArray], *, first: bool = False) -> None:
+        """Add requests to those that wait, and workers for them."""
+        added = list(cuts)
+        if first:
+            self.queue.extendleft(reversed(added))
+        else:
+            self.queue.extend(added)
+        self.engine._wait_more(len(added))
+        most = self.engine.provider.endpoint.max_concurrency
+        for _ in range(min(len(self.queue), most - len(self.workers))):
+            self.workers.add(asyncio.create_task(self._work()))
 
     async def _work(self) -> None:
         while self.queue and self.into.stopped is None:
             if self.engine._halted is not None:
                 return self._stop(self.engine._halted)
-            rows = self.queue.popleft()
-            try:
-                fits = list(self._packed(rows))  # limits may have been learned since it was packed
-                if len(fits) > 1:
-                    rows = fits[0]
-                    self.queue.extendleft(reversed(fits[1:]))
-                    self.engine._wait_more(len(fits) - 1)
-            except BaseException:
-                self.engine._wait_more(-1)
-                raise
-            await self._send(rows, self.engine.retry, waited=True)
+            if self.searching:
+                async with self.sole:  # one request after another finds the limit, not all at once
+                    if self.searching and self.queue:
+                        await self._send_next()
+            elif self.queue:
+                await self._send_next()
         return None
+
+    async def _send_next(self) -> None:
+        rows, *rest = self._packed(self.queue.popleft())  # limits may have been learned meanwhile
+        self._queue(rest, first=True)
+        await self._send(rows, self.engine.retry, waited=True)
 
     async def _send(self, rows: IntArray, retry: RetryPolicy, *, waited: bool = False) -> None:
         """Bring texts to their end: vectors, errors, or the stop of everything.
@@ -341,6 +359,7 @@ class _Run:
         into.tokens[rows] += apportion(reply.usage.tokens, part.tokens)
         into.usage += reply.usage
         self.answered += 1
+        self.searching = False
         self.engine._answered += 1
         self.engine._refused_alone = 0
         self.advance(len(rows), int(part.tokens.sum()))
@@ -349,8 +368,8 @@ class _Run:
         learned = _LEARN.get(error.reason)
         if learned is not None and len(rows) > 1:
             self._learn(rows, error)
-            for cut in list(self._packed(rows)):
-                await self._send(cut, retry)
+            self.searching = error.limit is None
+            self._queue([rows], first=True)  # packed anew when its turn comes
             return
         if error.reason == "request":
             self._stop(error)

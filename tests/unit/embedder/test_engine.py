@@ -1,0 +1,242 @@
+"""The request engine: packs, tries again, halves, learns, stops; every text ends with a vector or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vecmill.core.clock import now
+from vecmill.core.errors import (
+    AuthenticationError,
+    BadReplyError,
+    BudgetReachedError,
+    InputError,
+    ProviderError,
+    QuotaExhaustedError,
+    RateLimitError,
+    RefusedError,
+    UnavailableError,
+)
+from vecmill.core.types import InputType, Usage
+from vecmill.embedder.budget import Budget
+from vecmill.embedder.engine import Bought, Engine, apportion
+from vecmill.embedder.limits import Limiter
+from vecmill.models.base import Advance, Encoded, Endpoint, ModelInfo, Reply, no_advance
+from vecmill.testing.clock import run_virtual
+from vecmill.testing.fakes import FakeProvider
+
+Script = Callable[[int, tuple[str, ...]], ProviderError | None]
+
+
+@dataclass(slots=True)
+class Hosted(FakeProvider):
+    """A hosted model whose requests go wrong as a script says: (number, texts) -> error."""
+
+    script: Script = lambda number, texts: None  # noqa: E731
+    endpoint: Endpoint = field(default_factory=lambda: Endpoint("0" * 32, "fake:hash"))
+    billed: int = 0
+    remembered: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def info(self) -> ModelInfo:
+        known = {name: value for name, value in self.remembered.items() if value is not None}
+        return replace(FakeProvider.info.fget(self), hosted=True, **known)  # type: ignore[attr-defined]  # a property
+
+    async def embed(self, encoded: Encoded, *, advance: Advance = no_advance) -> Reply:
+        number = len(self.calls)
+        error = self.script(number, encoded.texts)
+        if error is not None:
+            self.calls.append(encoded.texts)
+            raise error
+        reply = await FakeProvider.embed(self, encoded)
+        self.billed += reply.usage.tokens
+        return reply
+
+    async def learn(self) -> Reply | None:
+        return None
+
+    def remember(self, **limits: int | None) -> None:
+        self.remembered.update({name: value for name, value in limits.items() if value is not None})
+
+    def varied(self, *, user: str | None = None, deployment: str | None = None) -> Hosted:
+        return self
+
+
+def embed(
+    texts: list[str], script: Script | None = None, *, budget: Budget | None = None, **provider: Any
+) -> tuple[Bought, Hosted]:
+    model = Hosted(**({"script": script} if script else {}), **{"max_inputs": 8, **provider})
+
+    async def go() -> Bought:
+        engine = Engine(model, Limiter(model.endpoint, now=now), budget or Budget(), random=Random(7))
+        bought = Bought.nothing(len(texts), model.dimensions)
+        await engine.embed(model.encode(texts, input_type=InputType.DOCUMENT), into=bought)
+        assert engine._waiting == 0
+        return bought
+
+    return run_virtual(go()), model
+
+
+def words(n: int) -> list[str]:
+    return [f"text number {i}" for i in range(n)]
+
+
+def assert_right(bought: Bought, model: Hosted, texts: list[str]) -> None:
+    """Every text has its own vector or an error, and the tokens add up."""
+    expected = model.vectors(texts)
+    for at in range(len(texts)):
+        assert bought.done[at] != (at in bought.errors)
+        if bought.done[at]:
+            assert np.array_equal(bought.vectors[at], expected[at])
+    assert int(bought.tokens.sum()) == bought.usage.tokens == model.billed
+
+
+def test_texts_are_packed_and_answered_in_order() -> None:
+    bought, model = embed(words(20))
+    assert [len(call) for call in model.calls] == [8, 8, 4]
+    assert_right(bought, model, words(20))
+    assert bought.usage.requests == 3
+
+
+def test_token_limits_cut_requests() -> None:
+    bought, model = embed(words(9), max_request_tokens=7)
+    assert [len(call) for call in model.calls] == [2, 2, 2, 2, 1]
+    assert_right(bought, model, words(9))
+
+
+def test_one_poison_text_costs_twice_the_logarithm() -> None:
+    texts = words(64)
+    texts[37] = "poison"
+
+    def refuse(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        return RefusedError("no", reason="input", code="bad") if "poison" in asked else None
+
+    bought, model = embed(texts, refuse, max_inputs=64)
+    assert_right(bought, model, texts)
+    assert set(bought.errors) == {37}
+    assert len(model.calls) <= 1 + 2 * 6
+
+
+def test_a_model_that_refuses_everything_is_not_asked_for_every_text() -> None:
+    bought, model = embed(words(512), lambda n, t: RefusedError("no", reason="input"), max_inputs=512)
+    assert isinstance(bought.stopped, RefusedError)
+    assert len(model.calls) < 20
+
+
+def test_a_refused_request_stops_at_once() -> None:
+    bought, model = embed(words(8), lambda n, t: RefusedError("no such model", reason="request"))
+    assert len(model.calls) == 1
+    assert isinstance(bought.stopped, RefusedError)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_smaller_limit_of_texts_is_learned(named: bool) -> None:
+    def too_many(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        limit = 16 if named else None
+        return RefusedError("too many", reason="max_inputs", limit=limit) if len(asked) > 16 else None
+
+    bought, model = embed(words(256), too_many, max_inputs=128)
+    assert_right(bought, model, words(256))
+    assert model.remembered["max_inputs"] == 16
+    refused = sum(len(call) > 16 for call in model.calls)
+    assert refused <= (2 if named else 4)  # both first requests were on their way
+
+
+def test_too_many_tokens_are_packed_anew() -> None:
+    def too_many(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        over = sum(len(text.split()) for text in asked) > 12
+        return RefusedError("max 12 tokens", reason="max_request_tokens", limit=12) if over else None
+
+    bought, model = embed(words(16), too_many)
+    assert_right(bought, model, words(16))
+    assert model.remembered["max_request_tokens"] == 12
+
+
+def test_too_large_a_body_is_halved_and_remembered() -> None:
+    def too_large(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        over = sum(map(len, asked)) > 1500
+        return RefusedError("too large", reason="max_bytes", status=413) if over else None
+
+    texts = [f"{i} " + "x" * 400 for i in range(8)]
+    bought, model = embed(texts, too_large)
+    assert_right(bought, model, texts)
+    assert model.remembered["max_request_bytes"] > 0
+
+
+def test_faults_that_pass_are_tried_again() -> None:
+    faults: list[ProviderError] = [
+        UnavailableError("503", status=503),
+        BadReplyError("wrong count", retryable=True),
+        RateLimitError("429", retry_after=2.0),
+        UnavailableError("reset"),
+    ]
+    bought, model = embed(words(4), lambda n, t: faults[n] if n < len(faults) else None)
+    assert_right(bought, model, words(4))
+    assert bought.usage.requests == 5
+    assert bought.usage.unsure_tokens == 2 * 12  # a wrong reply and a lost one may have been billed
+
+
+def test_nobody_there_stops_instead_of_failing_every_row() -> None:
+    bought, model = embed(words(40), lambda n, t: UnavailableError("refused"))
+    assert isinstance(bought.stopped, UnavailableError)
+    assert not bought.errors
+    assert bought.stopped.attempts == 8
+
+
+def test_a_text_that_breaks_the_server_fails_alone() -> None:
+    texts = words(16)
+    texts[5] = "crash"
+
+    def crash(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        return UnavailableError("500", status=500) if "crash" in asked else None
+
+    bought, model = embed(texts, crash, max_inputs=16)
+    assert set(bought.errors) == {5}
+    assert_right(bought, model, texts)
+
+
+def test_an_endless_rate_limit_ends() -> None:
+    bought, _ = embed(words(4), lambda n, t: RateLimitError("429", retry_after=20.0))
+    assert isinstance(bought.stopped, RateLimitError | QuotaExhaustedError)
+
+
+def test_a_used_up_quota_stops_and_keeps_what_was_paid() -> None:
+    def spent(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        return QuotaExhaustedError("quota", until=1.0) if number >= 2 else None
+
+    bought, model = embed(words(64), spent)
+    assert isinstance(bought.stopped, QuotaExhaustedError)
+    assert int(bought.done.sum()) == 16
+    assert int(bought.tokens.sum()) == model.billed
+
+
+def test_a_refused_key_stops_at_once() -> None:
+    bought, model = embed(words(8), lambda n, t: AuthenticationError("401", status=401))
+    assert isinstance(bought.stopped, AuthenticationError)
+    assert len(model.calls) == 1
+
+
+def test_a_budget_is_never_passed() -> None:
+    budget = Budget(max_usd=0.000050, usd_per_million_tokens=1.0)  # 50 tokens, 24 a request
+    bought, model = embed(words(64), budget=budget, usd_per_million_tokens=1.0)
+    assert isinstance(bought.stopped, BudgetReachedError)
+    assert model.billed == 48
+    assert int(bought.done.sum()) == 16
+
+
+def test_a_budget_needs_a_price() -> None:
+    with pytest.raises(InputError, match="price is not known"):
+        Budget(max_usd=1.0, usd_per_million_tokens=None)
+
+
+def test_shares_add_up() -> None:
+    assert apportion(10, np.array([1, 1, 1])).tolist() == [4, 3, 3]
+    assert apportion(7, np.array([3, 4])).tolist() == [3, 4]
+    assert apportion(5, np.array([0, 0])).tolist() == [3, 2]
+    assert apportion(0, np.array([2, 2])).tolist() == [0, 0]
+    assert Usage(unsure_tokens=2) + Usage(unsure_tokens=3) == Usage(unsure_tokens=5)
