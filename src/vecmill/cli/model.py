@@ -29,14 +29,15 @@ def list_(as_json: bool) -> None:
     if as_json:
         emit([asdict(known) for known in models])
         return
-    header = ("name", "also", "dimensions", "tokens", "languages", "origin", "what it is")
+    header = ("name", "also", "dimensions", "tokens", "price", "key", "origin", "what it is")
     rows = [
         (
-            known.name,
+            known.spec if known.hosted else known.name,
             " ".join(known.aliases),
             str(known.dimensions or ""),
             str(known.max_tokens or ""),
-            " ".join(known.languages),
+            _price(known.usd_per_million_tokens) if known.provider else "",
+            known.key,
             known.origin,
             known.description or known.spec,
         )
@@ -51,20 +52,24 @@ def list_(as_json: bool) -> None:
 @click.option("--precision", type=click.Choice(["float32", "int8"]), help="What it computes in.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(name: str, device: str | None, precision: str | None, as_json: bool) -> None:
-    """Open MODEL and show what it says about itself.
+    """Show what is known of MODEL; a local one is opened, a hosted one is not asked.
 
     MODEL is a name of `vecmill model list`, provider:model, or a folder. A listed name wins over a folder
     of the same name here, which is then meant by ./NAME.
     """
-    from vecmill.models.resolve import shadowed_folder
+    from vecmill.models.resolve import HOSTED, canonical, shadowed_folder
 
-    described = run_sync(_describe(name, device, precision))
+    settings = load_settings()
+    hosted = canonical(name, settings).partition(":")[0] in HOSTED
+    if hosted and (device or precision):
+        raise click.UsageError("--device and --precision are for local models")
+    described = _describe_hosted(name) if hosted else run_sync(_describe(name, device, precision))
     if (folder := shadowed_folder(name)) is not None:
         tell(f"note: {name} is a name of `vecmill model list`; the folder here is meant by ./{folder}")
     if as_json:
         emit(described)
         return
-    shown = {**described, "space": short(described["space"])}
+    shown = _for_people(described) if hosted else {**described, "space": short(described["space"])}
     rows = [
         (key.replace("_", " "), _cell(value)) for key, value in shown.items() if value not in (None, (), "")
     ]
@@ -80,6 +85,33 @@ def register(name: str, spec: str) -> None:
 
     register_model(name, spec, settings=load_settings())
     tell(f"registered: {name} stands for {spec}; use it with -m {name}")
+
+
+def _describe_hosted(name: str) -> dict[str, Any]:
+    from vecmill.models.resolve import describe_model
+
+    return asdict(describe_model(name, settings=load_settings()))
+
+
+def _for_people(described: dict[str, Any]) -> dict[str, Any]:
+    """Say of a hosted model what is unknown, and of when a price is."""
+    shown = dict(described)
+    for key in ("usd_per_million_tokens", "batch_usd_per_million_tokens", "priced", "source"):
+        shown.pop(key)
+    shown["dimensions"] = described["dimensions"] or "unknown until it is asked"
+    shown["mrl"] = "unknown" if described["mrl"] is None else described["mrl"]
+    shown["price"] = _price(described["usd_per_million_tokens"])
+    if (batch := described["batch_usd_per_million_tokens"]) is not None:
+        shown["price"] += f"; by the Batch API {_price(batch)}"
+    if described["priced"]:
+        shown["price"] += f" ({described['source']}, {described['priced']})"
+    return shown
+
+
+def _price(usd: float | None) -> str:
+    if usd is None:
+        return "unknown"
+    return f"${usd:g} per million tokens" if usd else "free"
 
 
 async def _describe(name: str, device: str | None, precision: str | None) -> dict[str, Any]:

@@ -370,7 +370,7 @@ _PROFILE_KINDS: dict[str, _Kind] = {
     "api_version": _TEXT,
     "organization": _TEXT,
     "project": _TEXT,
-    "headers": _Kind(lambda value: value if isinstance(value, dict) else _refuse(value), "a table"),
+    "headers": _Kind(dict, "a table"),
     "allow_http": _BOOL,
     "requests_per_minute": _COUNT,
     "tokens_per_minute": _COUNT,
@@ -391,6 +391,9 @@ _PROFILE_KINDS: dict[str, _Kind] = {
 }
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_OUR_HEADERS = frozenset(
+    ("authorization", "api-key", "connection", "content-encoding", "content-length", "content-type", "cookie")
+) | {"host", "transfer-encoding"}
 _SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     r"(?i)bearer\s|basic\s|sk-|gh[a-z]_|github_pat_|eyJ|[0-9a-f]{32}|(?=\S*\d)(?=\S*[a-z])\S{40}"
@@ -409,12 +412,14 @@ def _profile(name: str, given: Any, path: Path, digest: str) -> Profile:
             raise ConfigError(f"{path}, [{place}]: {unknown_name('key', key, _PROFILE_KINDS)}")
         if key == "key":
             _refuse_literal(place, value, path)
+        if key == "headers" and not isinstance(value, dict):
+            raise ConfigError(f"{path}: {place}.headers is not a table")  # its value may be a secret
         converted = _converted(_PROFILE_KINDS[key], f"{place}.{key}", value, str(path))
         values["project_id" if key == "project" else key] = converted
     values["headers"] = _headers(place, values.get("headers", {}), path)
     values.setdefault("provider", name if name in PROFILE_PROVIDERS else "openai")
     theirs = path.resolve() == project_file()
-    return Profile(name, str(path), theirs, digest, **values)
+    return Profile(name, str(path.resolve()), theirs, digest, **values)
 
 
 def _refuse_literal(place: str, value: Any, path: Path) -> None:
@@ -440,8 +445,8 @@ def _headers(place: str, given: Mapping[str, Any], path: Path) -> dict[str, str]
     headers = {}
     for name, value in given.items():
         where = f"{path}: {place}.headers.{name}"
-        if not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"{where}: that is no name of a header")
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _OUR_HEADERS:
+            raise ConfigError(f"{where}: a profile cannot set such a header; for the login write key = …")
         if not isinstance(value, str):
             raise ConfigError(f"{where} is not a text")
         if not is_reference(value):
