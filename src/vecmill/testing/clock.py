@@ -99,10 +99,13 @@ class _Selector(selectors.DefaultSelector):
         return events
 
     def _wait(self, seconds: float) -> list[tuple[selectors.SelectorKey, int]]:
-        if seconds < 0.001:  # epoll knows only whole milliseconds
-            time.sleep(seconds)
-            seconds = 0
-        return super().select(seconds)
+        if seconds >= 0.001:
+            return super().select(seconds)
+        until = time.perf_counter() + seconds  # select knows only whole milliseconds
+        events = super().select(0)
+        while not events and time.perf_counter() < until:
+            events = super().select(0)
+        return events
 
 
 def run_virtual(coroutine: Coroutine[Any, Any, T], *, start: float = START) -> T:

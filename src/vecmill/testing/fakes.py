@@ -17,13 +17,13 @@ from vecmill.core.errors import InputError, TextTooLongError
 from vecmill.core.space import space_id
 from vecmill.core.types import InputType, Usage, Vectors
 from vecmill.models.base import Advance, Encoded, ModelInfo, Reply, Span, no_advance
+from vecmill.testing.hashed import seeds_of, vectors_of
 
 Fault: TypeAlias = BaseException | str
 """What goes wrong with a call: an exception to raise, or "count", "width" or "nan" for a wrong reply."""
 
 FAULTS = ("count", "width", "nan")
 
-_BLOCK = 128  # rows stretched at once, so that they stay in the processor's cache
 _WORD = re.compile(r"\S+")
 _ROLES = {InputType.DOCUMENT: "", InputType.QUERY: "query: "}
 
@@ -155,42 +155,18 @@ class FakeProvider:
         """
         salt = f"{self.name}\0{self.dimensions}\0".encode()[:16]
         start = hashlib.blake2b(digest_size=16, salt=salt)
-        seeds = np.empty((len(texts), 2), dtype="<u8")  # (n, 2)
-        raw = bytearray()
+        digests = []
         for text in texts:
             digest = start.copy()
             digest.update(text.encode("utf-8", "surrogatepass"))
-            raw += digest.digest()
-        seeds.reshape(-1).view(np.uint8)[:] = np.frombuffer(raw, dtype=np.uint8)
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for at in range(0, len(texts), _BLOCK):
-            vectors[at : at + _BLOCK] = _expand(seeds[at : at + _BLOCK], self.dimensions)
-        return vectors
+            digests.append(digest.digest())
+        return vectors_of(seeds_of(digests), self.dimensions)
 
 
 def fake_vector(text: str, *, dimensions: int = 8, input_type: InputType = InputType.DOCUMENT) -> Vectors:
     """Return the (dimensions,) vector a plain `FakeProvider` gives a text in a role."""
     vectors = FakeProvider(dimensions=dimensions).vectors([_ROLES[input_type] + text])
     return vectors.reshape(-1)
-
-
-def _expand(seeds: np.ndarray[tuple[int, int], np.dtype[np.uint64]], dimensions: int) -> Vectors:
-    """Stretch 128 bits a row into `dimensions` numbers in [-1, 1), then to unit length.
-
-    Source: the finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
-    """
-    steps = np.arange(1, dimensions + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = seeds[:, :1] + steps  # (n, d), wraps around
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed += seeds[:, 1:]
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    vectors = (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-    vectors /= np.maximum(norms, np.float32(1e-6))
-    return vectors
 
 
 def _spoil(vectors: Vectors, fault: Fault | None) -> Vectors:
