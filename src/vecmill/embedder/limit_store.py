@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,8 +21,14 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-_PATIENCE_SECONDS = 2.0  # for a lock on the file
-_KEPT_SECONDS = 30 * 86400.0
+_OPENINGS = 20  # SQLite does not wait while somebody else makes the file a WAL one
+_OPENING_SECONDS = 0.05
+_PREPARATION = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=OFF",
+    "CREATE TABLE IF NOT EXISTS endpoints (id TEXT PRIMARY KEY, state BLOB NOT NULL)",
+    "PRAGMA busy_timeout=2000",  # milliseconds
+)
 
 
 class LimitStore(Protocol):
@@ -69,6 +75,11 @@ class MemoryStore:
         """Change the state of an endpoint."""
         with self._lock:
             return change(self._states.setdefault(key, State()))
+
+    def keep(self, key: str, state: State) -> None:
+        """Put a state in the place of an endpoint's."""
+        with self._lock:
+            self._states[key] = state
 
     def close(self) -> None:
         """Do nothing; the states stay."""
@@ -124,12 +135,10 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
                 raise
             try:
-                connection.execute(
-                    "INSERT OR REPLACE INTO endpoints VALUES (?, ?, ?)", (key, _dump(state), state.saved_at)
-                )
+                connection.execute("INSERT OR REPLACE INTO endpoints VALUES (?, ?)", (key, _dump(state)))
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
-                self._fall_back(error).change(key, lambda own: _become(own, state))
+                self._fall_back(error).keep(key, state)
             return result
 
     def close(self) -> None:
@@ -138,18 +147,25 @@ class SqliteStore:
             self._close()
 
     def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            make_dir(self._path.parent)
+        if self._connection is not None:
+            return self._connection
+        make_dir(self._path.parent)
+        for remaining in reversed(range(_OPENINGS)):
             connection = sqlite3.connect(
-                self._path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
+                self._path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._connection = connection
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=OFF")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS endpoints (id TEXT PRIMARY KEY, state BLOB, saved_at REAL)"
-            )
-        return self._connection
+            try:
+                for statement in _PREPARATION:
+                    connection.execute(statement)
+            except BaseException as error:
+                connection.close()
+                if remaining == 0 or not isinstance(error, sqlite3.OperationalError):
+                    raise
+                time.sleep(_OPENING_SECONDS)
+            else:
+                self._connection = connection
+                break
+        return connection
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -167,13 +183,8 @@ class SqliteStore:
         return self._instead
 
 
-def _become(state: State, other: State) -> None:
-    for name in State.__slots__:
-        setattr(state, name, getattr(other, name))
-
-
 def _dump(state: State) -> bytes:
-    return orjson.dumps({"format": _FORMAT, **asdict(state)})
+    return orjson.dumps({"format": _FORMAT, "state": state})
 
 
 def _load(connection: sqlite3.Connection, key: str) -> State:
@@ -182,9 +193,22 @@ def _load(connection: sqlite3.Connection, key: str) -> State:
         return State()
     try:
         values: dict[str, Any] = orjson.loads(row[0])
-        if values.pop("format") != _FORMAT:
+        if values["format"] != _FORMAT:
             return State()
-        requests, tokens = Meter(**values.pop("requests")), Meter(**values.pop("tokens"))
-        return State(requests, tokens, **values)
+        values = values["state"]
+        requests, tokens = _meter(values.pop("requests")), _meter(values.pop("tokens"))
+        return State(requests, tokens, **_numbers(values))
     except (ValueError, TypeError, KeyError, AttributeError):
-        return State()  # of another version
+        return State()  # of another version, or nonsense
+
+
+def _meter(values: dict[str, Any]) -> Meter:
+    limit, kind, log = values.pop("limit"), str(values.pop("kind")), values.pop("log")
+    if limit is not None:
+        limit = float(limit)
+    log = [[float(step), float(amount)] for step, amount in log]
+    return Meter(limit=limit, kind=kind, log=log, **_numbers(values))
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

@@ -8,6 +8,7 @@ its own. Requests are let through in the order in which they asked.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import math
 import time
 from collections import deque
@@ -80,11 +81,11 @@ class Limiter:
         self._open: dict[int, Ticket] = {}
         self._number = 0
         self._window = float(min(_START, endpoint.max_concurrency))
-        self._starting = True
+        self._starting = True  # doubling
+        self._served = False
         self._failures = 0
         self._storms = 0
         self._since = 0  # tickets with smaller numbers were issued before the last decrease
-        self._paused_until = 0.0
         self._quota_until = 0.0
         self._changes: list[Change] = []
         self._slot = asyncio.Event()
@@ -110,7 +111,8 @@ class Limiter:
         requests, tokens = self._seen.limits(self._caps)
         if tokens is None:
             return None
-        return max(int(min(max(tokens / 100, 2 * tokens / requests if requests else 0), tokens / 2)), 1)
+        even = max(tokens / 100, min(tokens / 10, 1000))
+        return max(int(min(max(even, 2 * tokens / requests if requests else 0), tokens / 2)), 1)
 
     def estimate_minutes(self, requests: int, tokens: int) -> float | None:
         """Return the minutes requests and tokens take at the limits known so far; None: none is known."""
@@ -139,7 +141,7 @@ class Limiter:
             if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
                 ticket = waiter.future.result()
                 self._close(ticket)
-                self._tell(lambda state: state.give_back(ticket.grant, self._caps))
+                self._give_back(ticket.grant)
             self._slot.set()
             raise
 
@@ -154,8 +156,8 @@ class Limiter:
         crowded = ticket.crowded or self.in_flight >= self.concurrency
         if not self._close(ticket):
             return
-        self._failures = 0
-        if ticket.number >= self._since:
+        self._failures, self._served = 0, True
+        if ticket.number > self._since:
             self._storms = 0
             if crowded and self._window < self.endpoint.max_concurrency:
                 self._window += 1.0 if self._starting else 1.0 / self._window
@@ -174,24 +176,25 @@ class Limiter:
         if not self._close(ticket):
             return
         now = self.now()
-        if ticket.number >= self._since:
+        if ticket.number > self._since:
             self._storms += 1
+            self._starting = False
             self._decrease()
         if retry_after is None or not 0 <= retry_after < math.inf:
             retry_after = min(2.0 ** (self._storms - 1), _MOST_BACKOFF)
         if retry_after > self.patience:
             self._park(now + retry_after)
         else:
-            self._paused_until = max(self._paused_until, now + retry_after)
-        self._tell(partial(_slow_down, ticket.grant, min(retry_after, self.patience), now))
+            self._tell(partial(_slow_down, ticket.grant, retry_after, now))
         self._observe(ticket, rates)
 
     def failed(self, ticket: Ticket, *, rates: RateLimits | None = None) -> None:
         """Hand a ticket back after anything else; many failures in a row halve the requests under way."""
         if not self._close(ticket):
             return
-        self._failures += ticket.number >= self._since
+        self._failures += ticket.number > self._since
         if self._failures >= max(_START, self.concurrency):
+            self._starting = self._starting and not self._served  # a refused first round says nothing
             self._decrease()
         self._observe(ticket, rates)
 
@@ -205,7 +208,6 @@ class Limiter:
 
     def _decrease(self) -> None:
         self._window = max(self._window / 2, 1.0)
-        self._starting = False
         self._failures = 0
         self._since = self._number
 
@@ -275,29 +277,28 @@ class Limiter:
     async def _release(self, granted: Sequence[tuple[_Waiter, Grant]]) -> None:
         """Let requests go, each at its moment. What cannot go any more is given back."""
         for i, (waiter, grant) in enumerate(granted):
-            if not waiter.future.done() and not await self._turn(grant.at):
+            if not await self._turn(waiter, grant.at):
                 for _, unused in granted[i:]:
-                    self._tell(partial(_give_back, unused, self._caps))
+                    self._give_back(unused)
                 return
-            if waiter.future.done():
-                self._tell(partial(_give_back, grant, self._caps))
-                continue
             self._number += 1
             ticket = Ticket(self._number, grant, self.in_flight + 1 >= self.concurrency)
             self._open[ticket.number] = ticket
             waiter.future.set_result(ticket)
 
-    async def _turn(self, at: float) -> bool:
-        """Sleep until a moment; False if by then everybody pauses, or there is no room any more."""
+    async def _turn(self, waiter: _Waiter, at: float) -> bool:
+        """Wait for a moment; False if he gave up, or if by then everybody pauses or there is no room."""
         wait = at - self.now()
         if wait > 0:
-            await asyncio.sleep(wait)
+            await asyncio.wait((waiter.future,), timeout=wait)
             if wait > _NAP and self._store.blocks:
                 await self._exchange([])
-        return self._pause() <= self.now() and self.in_flight < self.concurrency
+        if waiter.future.done():
+            return False
+        return self._seen.paused_until <= self.now() and self.in_flight < self.concurrency
 
-    def _pause(self) -> float:
-        return max(self._paused_until, self._seen.paused_until)
+    def _give_back(self, grant: Grant) -> None:
+        self._tell(partial(_give_back, grant, self._caps, self.now()))
 
     async def _exchange(self, costs: Sequence[int]) -> list[Grant]:
         """Bring what was learned here into the shared state, see what others learned, and get grants."""
@@ -308,18 +309,19 @@ class Limiter:
             state.forget_wrong_moments(now, longest_pause=self.patience)
             for each in changes:
                 each(state)
-            state.paused_until = max(state.paused_until, self._paused_until)
             return state, state.reserve(costs, caps, now=now, horizon=_HORIZON)
 
         if self._store.blocks:
             self._seen, grants = await asyncio.to_thread(self._store.change, self.endpoint.id, change)
+            for each in self._changes:  # learned meanwhile
+                each(self._seen)
         else:
             self._seen, grants = self._store.change(self.endpoint.id, change)
         return grants
 
 
-def _give_back(grant: Grant, caps: Caps, state: State) -> None:
-    state.give_back(grant, caps)
+def _give_back(grant: Grant, caps: Caps, now: float, state: State) -> None:
+    state.give_back(grant, caps, now=now)
 
 
 def _slow_down(grant: Grant, pause: float, now: float, state: State) -> None:
@@ -367,7 +369,9 @@ def limiter_for(endpoint: Endpoint, *, home: Path | None, now: Callable[[], floa
     if limiter is None:
         store = _stores.get(home)
         if store is None:
-            store = _stores[home] = MemoryStore() if home is None else SqliteStore(home / "limits.sqlite")
+            store = MemoryStore() if home is None else SqliteStore(home / "limits.sqlite")
+            atexit.register(store.close)
+            _stores[home] = store
         limiter = limiters[endpoint.id, home] = Limiter(endpoint, store=store, now=now)
     limiter.endpoint = endpoint
     return limiter

@@ -41,7 +41,7 @@ class Meter:
         log: (n, 2) pairs of a half second's number and the amount granted in it, ascending.
         rival: What others were seen to use in a minute, at `rival_at`.
         allowance: The `total` that would leave nothing, by the reply to the request of `seen_at`.
-        reset_at: When that reply said all would be there again.
+        reset_at: When replies since `reset_since` say that all will be there again.
         kind: "bucket" or "fixed" where resets look like one; "" else.
     """
 
@@ -51,9 +51,10 @@ class Meter:
     log: list[list[float]] = field(default_factory=list)
     rival: float = 0.0
     rival_at: float = 0.0
-    allowance: float = math.inf
+    allowance: float = 1e300
     seen_at: float = 0.0
     reset_at: float = 0.0
+    reset_since: float = 0.0
     kind: str = ""
 
     def used(self, at: float) -> float:
@@ -132,13 +133,12 @@ class Meter:
         if reset is None:
             self.kind, self.reset_at = "", 0.0
             return
+        if abs(now + reset - self.reset_at) > 2.5:
+            self.reset_at, self.reset_since = now + reset, now
         if remaining > 0.1 * limit:  # below, an empty bucket and a full sliding minute look alike
             full_after = _MINUTE * (1 - remaining / limit)
-            if abs(reset - full_after) < 1.5 + 0.03 * full_after:
-                self.kind = "bucket"
-            else:
-                self.kind = "fixed" if abs(now + reset - self.reset_at) < 1.5 else ""
-        self.reset_at = now + reset
+            bucket = abs(reset - full_after) < 1.5 + 0.03 * full_after
+            self.kind = "bucket" if bucket else "fixed" if now - self.reset_since > 6.0 else ""
 
     def _rival(self, at: float) -> float:
         return self.rival * math.exp2(-max(at - self.rival_at, 0.0) / _HALF_LIFE)
@@ -239,9 +239,11 @@ class State:
         self.saved_at = now
         return grants
 
-    def give_back(self, grant: Grant, caps: Caps) -> None:
+    def give_back(self, grant: Grant, caps: Caps, *, now: float) -> None:
         """Take a grant back that was not used."""
         self._correct(grant, -grant.requests.amount, -grant.tokens.amount, caps)
+        if self.last == grant.at:
+            self.last = min(self.last, now)
 
     def correct(self, grant: Grant, tokens: float, caps: Caps) -> None:
         """Say how many tokens a request really had."""
