@@ -111,7 +111,7 @@ class Proxy:
             if method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                back.write(head.replace(f"{method} http://{place}".encode(), method.encode()))
+                back.write(head.replace(f"http://{place}".encode(), b"", 1))
             with suppress(asyncio.CancelledError):  # the end of the test
                 await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
         finally:
