@@ -1,7 +1,7 @@
 """Run as a process by the tests of the cache in a file: puts vectors that follow from their numbers alone.
 
-Arguments: path, seed, puts, texts to choose from, bytes a file may have (0: any), limit of the cache. Waits for
-a line on stdin, then says the numbers of each put once it is done.
+Arguments: path, seed, puts, texts to choose from, bytes a file may have (0: any), limit of the cache. Waits
+for a line on stdin, then says the numbers of each put once it is done.
 """
 
 from __future__ import annotations
