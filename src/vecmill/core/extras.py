@@ -19,15 +19,19 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         MissingExtraError: It is not installed. A package that is installed but broken raises its own error.
     """
-    if not _installed(module):
+    if not installed(module):
         raise MissingExtraError(
             f"this needs the package {module!r}, which is not installed: pip install 'vecmill[{extra}]'"
         )
     return importlib.import_module(module)
 
 
-def _installed(module: str) -> bool:
-    """Say whether a module is there; "azure.identity" may be missing where "azure" is not."""
+def installed(module: str) -> bool:
+    """Say whether a module is there: "azure.identity" may be missing where "azure" is not.
+
+    Args:
+        module: The module's import name; the packages above it are imported, it itself is not.
+    """
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         if importlib.util.find_spec(".".join(parts[:end])) is None:

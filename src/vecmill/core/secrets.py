@@ -112,16 +112,16 @@ def _from_env(name: str, what: str) -> Secret:
 
 
 def _from_file(name: str, what: str) -> Secret:
-    path = Path(name).expanduser()
+    path = Path(name)
     try:
+        path = path.expanduser()
         with path.open("rb") as file:
             mode = stat.S_IMODE(path.stat().st_mode)
             raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise MissingKeyError(
-            f"{what} cannot be read from {path}: {error.strerror}; put the key there"
-        ) from error
-    if sys.platform != "win32" and mode & 0o077:
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise MissingKeyError(f"{what} cannot be read from {path}: {why}; put the key there") from error
+    if sys.platform != "win32" and mode & stat.S_IROTH:
         _log.warning("%s can be read by others than you: chmod 600 %s", path, path)
     try:
         value = raw.decode("utf-8-sig")

@@ -38,3 +38,52 @@ def test_full_names_and_aliases_are_unique_and_everything_is_described() -> None
     names = [name for known in entries() for name in (known.spec, *known.aliases)]
     assert len(names) == len(set(names))
     assert all(known.description and known.dimensions > 0 and known.max_tokens > 0 for known in entries())
+
+
+def test_a_hosted_name_without_provider_is_several_models() -> None:
+    for name in ("text-embedding-3-small", "openai/text-embedding-3-small"):
+        assert entry(name) is None
+        assert [known.spec for known in catalog.candidates(name)] == [
+            "openai:text-embedding-3-small",
+            "github:openai/text-embedding-3-small",
+        ]
+    only = entry("text-embedding-ada-002")
+    assert only is not None
+    assert only.spec == "openai:text-embedding-ada-002"
+
+
+def test_what_every_hosted_model_must_say() -> None:
+    hosted = [known for known in entries() if known.provider != "local"]
+    assert {known.provider for known in hosted} == {"openai", "github"}
+    for known in hosted:
+        assert known.mrl is not None
+        assert known.max_inputs == 2048
+        assert known.max_request_tokens
+        assert known.tokenizer == "cl100k_base"
+        assert known.source
+        assert "://" not in known.source
+        assert bool(known.priced) == (known.usd_per_million_tokens is not None)
+        if known.mrl:
+            assert known.least_dimensions < known.dimensions
+
+
+def test_prices_are_those_of_their_month() -> None:
+    prices = {
+        known.spec: (known.usd_per_million_tokens, known.batch_usd_per_million_tokens, known.priced)
+        for known in entries()
+        if known.provider == "openai"
+    }
+    assert prices == {
+        "openai:text-embedding-3-small": (0.02, 0.01, "2026-05"),
+        "openai:text-embedding-3-large": (0.13, 0.065, "2026-05"),
+        "openai:text-embedding-ada-002": (0.1, 0.05, "2026-05"),
+    }
+
+
+def test_facts_are_found_by_the_model_s_own_name_whoever_runs_it() -> None:
+    for name in ("text-embedding-3-large", "openai/text-embedding-3-large"):
+        known = catalog.facts(name)
+        assert known is not None
+        assert (known.model, known.dimensions) == ("text-embedding-3-large", 3072)
+    assert catalog.facts("openai:text-embedding-3-large") is None
+    assert catalog.facts("") is None

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vecmill.core import registry
 from vecmill.core.config import load_settings
-from vecmill.core.errors import InputError, UnknownNameError
-from vecmill.models.resolve import canonical, known_models, register_model, shadowed_folder
+from vecmill.core.errors import ConfigError, InputError, UnknownNameError
+from vecmill.models.resolve import (
+    canonical,
+    describe_model,
+    known_models,
+    open_model,
+    register_model,
+    shadowed_folder,
+)
 
 BUILT_IN = "local:all-MiniLM-L6-v2"
 
@@ -64,3 +74,165 @@ def test_a_registered_name_is_listed_and_may_be_replaced(here: Path) -> None:
     register_model("mine", "minilm")
     register_model("mine", "./m")
     assert [known.spec for known in known_models() if known.name == "mine"] == [f"local:{here}/m"]
+
+
+# Hosted models.
+
+KEY = "sk-planted-0123456789abcdefghij"
+
+
+@pytest.fixture
+def file(own_home: Path) -> Path:
+    """The user's own vecmill.toml."""
+    return own_home / "vecmill.toml"
+
+
+@pytest.fixture(autouse=True)
+def no_vendors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("OPENAI_", "AZURE_", "GITHUB_TOKEN"))]:
+        monkeypatch.delenv(name)
+
+
+def test_a_name_that_two_providers_run_is_refused_naming_both() -> None:
+    with pytest.raises(UnknownNameError, match=r"say openai:text-\S+ or github:openai/text-\S+"):
+        canonical("text-embedding-3-small", load_settings())
+    assert canonical("text-embedding-ada-002", load_settings()) == "openai:text-embedding-ada-002"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["openai:text-embedding-3-small", "openai:anything", "azure:rev", "github:openai/text-embedding-3-large"],
+)
+def test_a_name_that_is_spelt_out_stays_as_it_is(spec: str) -> None:
+    assert canonical(spec, load_settings()) == spec
+    register_model("mine", spec)
+    assert canonical("mine", load_settings()) == spec
+
+
+def test_a_profile_is_a_model_s_name(file: Path) -> None:
+    file.write_text('[profiles.reviews]\nprovider = "azure"\n[profiles.local-llm]\nmodel = "nomic"\n')
+    settings = load_settings()
+    assert canonical("reviews", settings) == "azure:reviews"
+    assert canonical("local-llm", settings) == "openai:local-llm"
+    with pytest.raises(UnknownNameError, match="the profile 'reviews' is of azure; say reviews"):
+        canonical("openai:reviews", settings)
+    with pytest.raises(InputError, match="the name of a profile"):
+        register_model("reviews", "minilm")
+    with pytest.raises(UnknownNameError, match="did you mean 'reviews'"):
+        canonical("review", settings)
+
+
+def test_azure_alone_is_the_environment_s_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="AZURE_OPENAI_EMBEDDING_DEPLOYMENT"):
+        canonical("azure", load_settings())
+    monkeypatch.setenv("AZURE_OPENAI_EMBEDDING_DEPLOYMENT", "rev")
+    assert canonical("azure", load_settings()) == "azure:rev"
+    with pytest.raises(InputError, match="the name of a provider"):
+        register_model("azure", "minilm")
+
+
+def test_an_alias_stands_for_a_foreign_name_but_never_for_a_local_model(file: Path) -> None:
+    file.write_text(
+        '[aliases]\n"text-embedding-ada-002" = "azure:rev"\n"text-embedding-3-small" = "two"\ntwo = "one"\n'
+        'one = "minilm"\nminilm = "openai:x"\n"openai:text-embedding-3-large" = "minilm"\nround = "round"\n'
+    )
+    settings = load_settings()
+    assert canonical("text-embedding-ada-002", settings) == "azure:rev"
+    assert canonical("text-embedding-3-small", settings) == BUILT_IN
+    assert canonical("minilm", settings) == BUILT_IN
+    assert canonical("openai:text-embedding-3-large", settings) == "openai:text-embedding-3-large"
+    with pytest.raises(UnknownNameError, match="unknown model 'round'"):
+        canonical("round", settings)
+
+
+def test_a_registered_name_comes_before_a_profile_of_a_project(here: Path) -> None:
+    register_model("mine", "minilm")
+    (here / "vecmill.toml").write_text('[profiles.mine]\nmodel = "x"\n[aliases]\nmine = "openai:x"\n')
+    assert canonical("mine", load_settings()) == BUILT_IN
+
+
+def test_a_hosted_name_wins_over_a_folder_of_the_same_name(here: Path, file: Path) -> None:
+    file.write_text('[profiles.reviews]\nprovider = "azure"\n')
+    for name in ("reviews", "text-embedding-3-small", "text-embedding-ada-002", "azure"):
+        (here / name).mkdir()
+        assert shadowed_folder(name) == Path(name)
+        assert canonical(f"./{name}", load_settings()) == f"local:{here / name}"
+
+
+def test_a_key_in_the_environment_never_changes_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    settings = load_settings()
+    assert canonical(settings.model, settings) == BUILT_IN
+
+
+def test_a_hosted_model_opens_without_being_asked_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    opened = open_model("openai:text-embedding-3-small", dimensions=256)
+    assert (opened.info.hosted, opened.info.dimensions, opened.info.reply_dimensions) == (True, 256, 1536)
+    opened = open_model("openai:text-embedding-3-small", dimensions=256, cached=False)
+    assert (opened.info.dimensions, opened.info.reply_dimensions) == (256, None)
+    here = open_model("openai:text-embedding-3-small", base_url="http://localhost:1/v1", max_tokens=100)
+    assert (here.info.max_tokens, here.info.device) == (100, "localhost:1")
+    assert here.info.space != opened.info.space
+
+
+@pytest.mark.parametrize("given", [{"device": "CPU"}, {"precision": "int8"}, {"threads": 2}])
+def test_what_means_nothing_for_a_hosted_model_is_refused(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(InputError, match=f"is a hosted model; leave out {next(iter(given))}"):
+        open_model("openai:text-embedding-3-small", **given)
+
+
+@pytest.mark.parametrize("given", [{"base_url": "http://localhost:1/v1"}, {"user": "me"}])
+def test_what_means_nothing_for_a_local_model_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"is a local model; leave out {next(iter(given))}"):
+        open_model("minilm", **given)
+
+
+def test_a_local_model_has_the_dimensions_it_has() -> None:
+    assert open_model("minilm", dimensions=384).info.dimensions == 384
+    with pytest.raises(InputError, match="384 dimensions, not 128: it cannot be shortened"):
+        open_model("minilm", dimensions=128)
+
+
+def test_listed_models_say_price_and_key_and_never_show_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(
+        '[profiles.priced]\nmodel = "text-embedding-3-small"\nusd_per_million_tokens = 0.5\n'
+        'key = "keyring:openai/me"\n[profiles.rev]\nprovider = "azure"\nmodel = "text-embedding-3-small"\n'
+        'key = "file:/nowhere"\n[aliases]\nfar = "azure:rev"\n'
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    models = {known.spec if known.hosted else known.name: known for known in known_models()}
+    small = models["openai:text-embedding-3-small"]
+    assert (small.usd_per_million_tokens, small.priced, small.key) == (0.02, "2026-05", "OPENAI_API_KEY: set")
+    assert models["github:openai/text-embedding-3-small"].key == "GITHUB_TOKEN: missing"
+    assert models["github:openai/text-embedding-3-small"].usd_per_million_tokens is None
+    priced = models["openai:priced"]
+    assert (priced.usd_per_million_tokens, priced.priced, priced.key) == (
+        0.5,
+        "",
+        "keyring:openai/me: not looked up",
+    )
+    rev = models["azure:rev"]
+    assert (rev.dimensions, rev.usd_per_million_tokens, rev.key) == (1536, None, "file:/nowhere: missing")
+    assert (rev.name, rev.origin) == ("rev", str(file))
+    assert (models["far"].spec, models["far"].origin) == ("azure:rev", "alias")
+    assert KEY not in repr(models)
+
+
+def test_a_hosted_model_is_described_without_a_key(file: Path) -> None:
+    known = describe_model("openai:text-embedding-3-large")
+    assert (known.dimensions, known.mrl, known.key) == (3072, True, "OPENAI_API_KEY: missing")
+    unknown = describe_model("openai:nomic")
+    assert (unknown.dimensions, unknown.mrl, unknown.usd_per_million_tokens) == (None, None, None)
+    with pytest.raises(InputError, match="is a local model"):
+        describe_model("minilm")
+
+
+def test_every_provider_of_the_table_loads() -> None:
+    for name in registry.names("providers"):
+        assert callable(registry.load("providers", name))

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from vecmill.core.errors import AuthenticationError
-from vecmill.core.extras import require
+from vecmill.core.errors import AuthenticationError, Error
+from vecmill.core.extras import installed, require
 from vecmill.core.secrets import Secret
 
 _log = logging.getLogger(__name__)
@@ -49,11 +49,7 @@ class Credential(Protocol):
 
 def available() -> bool:
     """Say whether azure-identity is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("azure") is not None and (
-        importlib.util.find_spec("azure.identity") is not None
-    )
+    return installed("azure.identity")
 
 
 def scope_of(host: str) -> str:
@@ -153,8 +149,6 @@ class EntraLogin:
 
 def _for_people(error: BaseException | None) -> BaseException:
     """Turn what a credential raises into an error for people; ours are passed on as they are."""
-    from vecmill.core.errors import Error
-
     if isinstance(error, Error):
         return error
     what = "it had ended already" if error is None else type(error).__name__
