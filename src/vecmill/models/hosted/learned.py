@@ -55,12 +55,10 @@ def read_learned(path: Path | None) -> Learned:
         return Learned()
     try:
         values = json.loads(path.read_bytes())
-        if values.get("version") != _VERSION:
+        if not isinstance(values, dict) or values.get("version") != _VERSION:
             return Learned()
-        return Learned(
-            **{entry.name: _valid(entry.name, values.get(entry.name)) for entry in fields(Learned)}
-        )
-    except (OSError, ValueError, AttributeError, TypeError):
+        return replace(Learned(), **{entry.name: _valid(entry.name, values) for entry in fields(Learned)})
+    except (OSError, ValueError):
         return Learned()
 
 
