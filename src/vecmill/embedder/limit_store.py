@@ -135,7 +135,9 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
                 raise
             try:
-                connection.execute("INSERT OR REPLACE INTO endpoints VALUES (?, ?)", (key, _dump(state)))
+                connection.execute(
+                    "INSERT OR REPLACE INTO endpoints VALUES (?, ?)", (key, encode_state(state))
+                )
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
                 self._fall_back(error).keep(key, state)
@@ -183,23 +185,27 @@ class SqliteStore:
         return self._instead
 
 
-def _dump(state: State) -> bytes:
+def encode_state(state: State) -> bytes:
+    """Return a state as the file keeps it."""
     return orjson.dumps({"format": _FORMAT, "state": state})
 
 
 def _load(connection: sqlite3.Connection, key: str) -> State:
     row = connection.execute("SELECT state FROM endpoints WHERE id = ?", (key,)).fetchone()
-    if row is None:
-        return State()
+    return State() if row is None else decode_state(row[0])
+
+
+def decode_state(content: bytes) -> State:
+    """Return the state that was encoded, or a new one where it is of another version, or nonsense."""
     try:
-        values: dict[str, Any] = orjson.loads(row[0])
+        values: dict[str, Any] = orjson.loads(content)
         if values["format"] != _FORMAT:
             return State()
         values = values["state"]
         requests, tokens = _meter(values.pop("requests")), _meter(values.pop("tokens"))
         return State(requests, tokens, **_numbers(values))
     except (ValueError, TypeError, KeyError, AttributeError):
-        return State()  # of another version, or nonsense
+        return State()
 
 
 def _meter(values: dict[str, Any]) -> Meter:

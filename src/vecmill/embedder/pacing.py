@@ -75,25 +75,39 @@ class Meter:
                 at = self.reset_at
         return at
 
-    def take(self, at: float, amount: float, limit: float | None, factor: float) -> None:
+    def take(self, at: float, amount: float, limit: float | None, factor: float) -> Seen:
         """Grant an amount at a moment that `earliest` returned."""
+        due = self.due
         self.total += amount
         step = math.floor(at / _STEP)
         if self.log and self.log[-1][0] >= step:
             self.log[-1][1] += amount
         else:
-            self.log = [entry for entry in self.log if (entry[0] + 1) * _STEP > at - _WINDOW]
             self.log.append([float(step), amount])
         if limit is not None:
-            self.due = max(self.due, at) + amount / self._flow(at, limit, factor)
+            self.due = max(due, at) + amount / self._flow(at, limit, factor)
+        return Seen(at, amount, self.used(at), self.total, due)
+
+    def give_back(self, seen: Seen, limit: float | None, factor: float) -> None:
+        """Take a grant back."""
+        is_last = self.total == seen.total
+        self.correct(seen.at, -seen.amount, limit, factor)
+        if is_last:
+            self.due = seen.due
+
+    def forget(self, now: float) -> None:
+        """Drop what no later moment looks back at."""
+        self.log = [entry for entry in self.log if (entry[0] + 1) * _STEP > now - _WINDOW]
 
     def correct(self, at: float, amount: float, limit: float | None, factor: float) -> None:
-        """Add to what was granted at a moment, or with a negative amount give it back."""
+        """Add to what was granted at a moment, or take from it."""
         self.total += amount
         step = math.floor(at / _STEP)
-        for entry in self.log:
+        for i, entry in enumerate(self.log):
             if entry[0] >= step:
-                entry[1] = max(entry[1] + amount, 0.0)
+                entry[1] += amount
+                if entry[1] <= 0:
+                    del self.log[i]
                 break
         if limit is not None:
             self.due += amount / self._flow(at, limit, factor)
@@ -168,12 +182,19 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a meter said when a request went: the moment, its amount, the last minute's sum, the total."""
+    """What a meter said when a request went.
+
+    Attributes:
+        at: The moment. amount: what was granted.
+        used: The sum of the minute that ends with it. total: the meter's total with it.
+        due: The meter's `due` before it.
+    """
 
     at: float
     amount: float
     used: float
     total: float
+    due: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +251,8 @@ class State:
             now: The present moment.
             horizon: Seconds from now that count as soon.
         """
+        self.requests.forget(now)
+        self.tokens.forget(now)
         grants: list[Grant] = []
         for tokens in costs:
             at = self._earliest(tokens, caps, now)
@@ -241,14 +264,18 @@ class State:
 
     def give_back(self, grant: Grant, caps: Caps, *, now: float) -> None:
         """Take a grant back that was not used."""
-        self._correct(grant, -grant.requests.amount, -grant.tokens.amount, caps)
+        requests_limit, tokens_limit = self.limits(caps)
+        factor = self.flow(grant.at)
+        self.requests.give_back(grant.requests, requests_limit, factor)
+        self.tokens.give_back(grant.tokens, tokens_limit, factor)
         if self.last == grant.at:
             self.last = min(self.last, now)
 
     def correct(self, grant: Grant, tokens: float, caps: Caps) -> None:
         """Say how many tokens a request really had."""
         if tokens != grant.tokens.amount:
-            self._correct(grant, 0.0, tokens - grant.tokens.amount, caps)
+            _, limit = self.limits(caps)
+            self.tokens.correct(grant.at, tokens - grant.tokens.amount, limit, self.flow(grant.at))
 
     def slow_down(self, now: float) -> None:
         """Lower the flow after a 429: a little, and more if the last one was less than a minute ago."""
@@ -279,20 +306,12 @@ class State:
     def _take(self, tokens: int, caps: Caps, at: float) -> Grant:
         requests_limit, tokens_limit = self.limits(caps)
         factor = self.flow(at)
-        self.requests.take(at, 1.0, requests_limit, factor)
-        self.tokens.take(at, float(tokens), tokens_limit, factor)
         self.last = at
         return Grant(
             at,
-            Seen(at, 1.0, self.requests.used(at), self.requests.total),
-            Seen(at, float(tokens), self.tokens.used(at), self.tokens.total),
+            self.requests.take(at, 1.0, requests_limit, factor),
+            self.tokens.take(at, float(tokens), tokens_limit, factor),
         )
-
-    def _correct(self, grant: Grant, requests: float, tokens: float, caps: Caps) -> None:
-        requests_limit, tokens_limit = self.limits(caps)
-        factor = self.flow(grant.at)
-        self.requests.correct(grant.at, requests, requests_limit, factor)
-        self.tokens.correct(grant.at, tokens, tokens_limit, factor)
 
 
 def _least(one: float | None, other: float | None) -> float | None:
