@@ -10,6 +10,10 @@ import pytest
 _DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+_SETTINGS = ("VECMILL_", "OPENAI_", "AZURE_", "GITHUB_")
+"""Variables of the person who runs the tests that no test may see."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the full counts of suites shortened by default")
 
@@ -36,7 +40,7 @@ def data_dir() -> Path:
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a home of its own; the cache of compiled models is shared by the session."""
     home = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith("VECMILL_") and "TEST" not in name]:
+    for name in [name for name in os.environ if name.startswith(_SETTINGS) and "VECMILL_TEST" not in name]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("VECMILL_HOME", str(home))
     monkeypatch.setenv("VECMILL_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "vecmill-cache"))

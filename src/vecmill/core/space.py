@@ -127,14 +127,17 @@ class Manifest:
 
     def probe_vectors(self) -> Vectors | None:
         """Return the probe as (3, d) float32, or None where the set has none."""
-        if self.probe is None:
-            return None
-        return np.frombuffer(base64.b64decode(self.probe), dtype="<f4").reshape(-1, self.dimensions)
+        return None if self.probe is None else decode_probe(self.probe, self.dimensions)
 
 
 def encode_probe(vectors: Vectors) -> str:
     """Encode probe vectors (3, d) as the manifest keeps them."""
     return base64.b64encode(np.ascontiguousarray(vectors, dtype="<f4").tobytes()).decode("ascii")
+
+
+def decode_probe(probe: str, dimensions: int) -> Vectors:
+    """Return probe vectors (3, dimensions) float32 as `encode_probe` encoded them."""
+    return np.frombuffer(base64.b64decode(probe), dtype="<f4").reshape(-1, dimensions)
 
 
 def probe_distance(a: Manifest, b: Manifest) -> float | None:

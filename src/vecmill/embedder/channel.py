@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vecmill.core import clock
 from vecmill.core.config import Settings
 from vecmill.core.errors import BadReplyError, InputError, ProviderError, SpaceMismatchError
-from vecmill.core.space import PROBE_TEXTS, encode_probe, short
+from vecmill.core.space import PROBE_TEXTS, decode_probe, encode_probe, short
 from vecmill.core.types import InputType, IntArray, Usage, Vectors
 from vecmill.core.vectors import shorten
 from vecmill.embedder.batching import batches
@@ -176,9 +176,9 @@ class Channel:
         """
         if self.engine is None or self.provider.info.dimensions:
             return
-        reply = await self.engine.learn()
+        reply, usage = await self.engine.learn()
+        self.probe_usage += usage
         if reply is not None:
-            self.probe_usage += reply.usage
             await self._keep_probe(reply.vectors)
 
     async def vectors(self, work: Encoded, *, advance: Advance = no_advance) -> Supplied:
@@ -337,7 +337,7 @@ class Channel:
         """Return the probe of the model's space; it is embedded now if it is not kept yet."""
         kept = await asyncio.to_thread(read_probe, self.probe_dir, self.provider.info)
         if kept is not None:
-            return kept
+            return self._cut_probe(kept)
         self._probe_rides = False
         supplied = await self.vectors(self._probe_texts())
         self.probe_usage += supplied.usage
@@ -403,10 +403,13 @@ class Channel:
         return self.provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT)
 
     async def _keep_probe(self, vectors: Vectors) -> str:
+        probe = encode_probe(vectors)
+        await asyncio.to_thread(write_probe, self.probe_dir, self.provider.info, probe)
+        return self._cut_probe(probe)
+
+    def _cut_probe(self, probe: str) -> str:
         info = self.provider.info
-        probe = encode_probe(cut_to_size(vectors, info.dimensions))
-        await asyncio.to_thread(write_probe, self.probe_dir, info, probe)
-        return probe
+        return encode_probe(cut_to_size(decode_probe(probe, info.width), info.dimensions))
 
 
 def checked(vectors: Vectors, count: int, dimensions: int, model: str) -> Vectors:

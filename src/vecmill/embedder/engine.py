@@ -110,15 +110,18 @@ class Engine:
         if len(work):
             await _Run(self, work, into, advance).to_end()
 
-    async def learn(self) -> Reply | None:
+    async def learn(self) -> tuple[Reply | None, Usage]:
         """Let the provider learn what it does not know of its model: one request, tried again as others.
+
+        Returns:
+            Its answer, and what all tries cost.
 
         Raises:
             ProviderError: It cannot be asked.
         """
         loop = asyncio.get_running_loop()
         failed_at: float | None = None
-        attempt = 1
+        attempt, usage = 1, Usage()
         while True:
             ticket = await self.limiter.acquire(_PROBE_TOKENS)
             try:
@@ -126,7 +129,7 @@ class Engine:
                 self.limiter.succeeded(
                     ticket, tokens=reply.usage.tokens if reply else 0, rates=reply.rates if reply else None
                 )
-                return reply
+                return reply, usage + (reply.usage if reply else Usage())
             except RateLimitError as error:
                 self.limiter.limited(ticket, retry_after=error.retry_after, rates=_rates(error))
                 failure: ProviderError = error
@@ -136,6 +139,7 @@ class Engine:
             except BaseException:
                 self.limiter.failed(ticket)
                 raise
+            usage += Usage(requests=1, unsure_tokens=_PROBE_TOKENS if _may_be_billed(failure) else 0)
             failed_at = loop.time() if failed_at is None else failed_at
             elapsed = loop.time() - failed_at
             wait = self.retry.wait(failure, attempt=attempt, elapsed=elapsed, random=self.random)
@@ -321,9 +325,7 @@ class _Run:
             billed = reply.usage.usd
             return reply
         except (BadReplyError, UnavailableError) as error:
-            # computed perhaps, and billed: nobody can tell
-            unsure = tokens if isinstance(error, BadReplyError) or error.status is None else 0
-            self.into.usage += Usage(requests=1, unsure_tokens=unsure)
+            self.into.usage += Usage(requests=1, unsure_tokens=tokens if _may_be_billed(error) else 0)
             billed = held if isinstance(error, BadReplyError) else 0.0
             raise
         except ProviderError:
@@ -452,6 +454,11 @@ def apportion(total: int, weights: IntArray) -> IntArray:
     if missing > 0:
         shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
     return shares
+
+
+def _may_be_billed(error: ProviderError) -> bool:
+    """Whether the texts were computed perhaps, and only the answer is lost: nobody can tell."""
+    return isinstance(error, BadReplyError) or (isinstance(error, UnavailableError) and error.status is None)
 
 
 def _rates(error: ProviderError) -> RateLimits | None:

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_probe(folder: Path | None, info: ModelInfo) -> str | None:
-    """Return the probe kept for a model's space and size, as the manifest holds it, or None."""
+    """Return the probe kept for a model's space at full size, encoded as in a manifest, or None."""
     if folder is None:
         return None
     try:
@@ -41,4 +41,4 @@ def write_probe(folder: Path | None, info: ModelInfo, probe: str) -> None:
 
 
 def _path(folder: Path, info: ModelInfo) -> Path:
-    return folder / f"{info.space}-{info.dimensions}.json"
+    return folder / f"{info.space}-{info.width}.json"
