@@ -139,11 +139,19 @@ def _refuse_given(full: str, kind: str, **arguments: object) -> None:
 def canonical(spec: str, settings: Settings) -> str:
     """Return a specification as "provider:model" with a path made absolute. Asks nothing.
 
+    "openai:MODEL" is "azure:MODEL" where OPENAI_API_TYPE says that the OPENAI_ variables are Azure's.
+
     Raises:
         UnknownNameError: No model of that name, or several.
         ConfigError: "azure" alone, and no deployment is set.
     """
-    return _canonical(spec, settings, _registered(settings), settings.aliases)
+    full = _canonical(spec, settings, _registered(settings), settings.aliases)
+    provider, _, name = full.partition(":")
+    if provider == "openai" and name not in settings.profiles:
+        from vecmill.models.hosted import azure
+
+        return f"azure:{name}" if azure.is_meant() else full
+    return full
 
 
 def _canonical(

@@ -12,9 +12,10 @@ from vecmill.core import catalog
 from vecmill.core.config import Settings
 from vecmill.core.errors import ConfigError, MissingExtraError, MissingKeyError
 from vecmill.core.secrets import Secret
-from vecmill.models.hosted import endpoints, entra
+from vecmill.models.hosted import addresses, endpoints, entra
+from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection, Login
-from vecmill.models.hosted.endpoints import Base, Given, Sources, from_environment
+from vecmill.models.hosted.endpoints import Sources, from_environment
 
 if TYPE_CHECKING:
     from vecmill.models.hosted.provider import HostedProvider
@@ -159,7 +160,7 @@ def _place(given: Given, sources: Sources) -> _Place:
     """Read an endpoint as people write it: a resource's name, its address, or that of a request."""
     if _RESOURCE.fullmatch(given.value) and given.value.lower() != "localhost":
         given = Given(f"https://{given.value}.openai.azure.com", given.origin, given.profile)
-    base = endpoints.base_url(given, allow_http=sources.allow_http, keep_query=True)
+    base = addresses.base_url(given, allow_http=sources.allow_http, keep_query=True)
     kept = [(key, value) for key, value in parse_qsl(base.query) if key != "api-version"]
     query = "&".join(f"{quote(key)}={quote(value)}" for key, value in kept)
     said = dict(parse_qsl(base.query)).get("api-version")

@@ -1,4 +1,4 @@
-"""What the vendors' pages share: base URLs, values from several places, logins, facts, and opening.
+"""What the vendors' pages share: values from several places, logins, trust, facts, and opening.
 
 Each value comes from the first of: the argument, the profile that was named, the environment, the profile
 that bears the provider's name, the catalogue. What a profile that was named says counts as said by the
@@ -9,31 +9,20 @@ of its own, nor an address there take its key elsewhere.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from vecmill.core import durable, trust
 from vecmill.core.catalog import CatalogEntry
 from vecmill.core.config import Profile, Settings, environment, is_reference, project_file
-from vecmill.core.errors import ConfigError
 from vecmill.core.secrets import Secret, resolve_secret, secret_of
+from vecmill.models.hosted.addresses import Given
 from vecmill.models.hosted.connection import Connection, Facts, Login
 
 if TYPE_CHECKING:
     from vecmill.models.hosted.provider import HostedProvider
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A value and where it came from, for messages. `profile` is the one that says it, if one does."""
-
-    value: str
-    origin: str
-    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,82 +118,6 @@ def key_status(sources: Sources, *variables: str) -> str:
     if scheme == "file":
         return f"{found.value}: {'there' if Path(rest).expanduser().is_file() else 'missing'}"
     return f"{found.value}: not looked up"
-
-
-# Addresses.
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """A base URL without trailing slash, apart from its query."""
-
-    url: str
-    query: str = ""
-
-    @property
-    def host(self) -> str:
-        """The host, lower case, without port."""
-        return (urlsplit(self.url).hostname or "").lower()
-
-    def at(self, path: str, **query: str) -> str:
-        """Return the URL of a path under this one, with the query and these parameters."""
-        pairs = "&".join([*filter(None, [self.query]), *(f"{key}={value}" for key, value in query.items())])
-        return f"{self.url}/{path}?{pairs}" if pairs else f"{self.url}/{path}"
-
-
-def base_url(given: Given, *, allow_http: bool = False, keep_query: bool = False) -> Base:
-    """Check and tidy a base URL.
-
-    Args:
-        given: The URL and where it came from.
-        allow_http: Allow plain http:// to anywhere; otherwise only to this machine and private addresses.
-        keep_query: Keep the query string; otherwise one is refused.
-
-    Raises:
-        ConfigError: It is no such URL; the message shows at most scheme, host and path.
-    """
-    text = given.value.strip()
-    wrong = f"{given.origin} is not a base URL"
-    if any(sign.isspace() or not sign.isprintable() for sign in text):
-        raise ConfigError(f"{wrong}: it holds blanks or control characters")
-    try:
-        parts = urlsplit(text)
-        host, port = (parts.hostname or "").lower(), parts.port
-    except ValueError as error:
-        raise ConfigError(f"{wrong}: {error}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"{wrong}: leave out what stands before '@'; keys are given by reference")
-    if parts.scheme not in ("https", "http") or not host:
-        raise ConfigError(f'{wrong}: write it as "https://HOST/v1"')
-    if parts.fragment or (parts.query and not keep_query):
-        raise ConfigError(f"{wrong}: leave out what follows '?' or '#' after {_shown(parts)}")
-    for key, _ in parse_qsl(parts.query, keep_blank_values=True):
-        if any(word in key.lower() for word in ("key", "token", "secret", "sig", "password")):
-            raise ConfigError(f"{wrong}: leave {key!r} out of its query; keys are given by reference")
-    if parts.scheme == "http" and not allow_http and not _is_private(host):
-        raise ConfigError(
-            f"{wrong}: {_shown(parts)} would be asked without encryption; write https://, or set "
-            f"allow_http = true in the profile"
-        )
-    netloc = f"[{host}]" if ":" in host else host
-    if port is not None and port != {"https": 443, "http": 80}[parts.scheme]:
-        netloc = f"{netloc}:{port}"
-    return Base(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}", parts.query)
-
-
-def _shown(parts: SplitResult) -> str:
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"
-
-
-_PRIVATE_ENDINGS = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-
-
-def _is_private(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith(_PRIVATE_ENDINGS)
-    return address.is_loopback or (address.is_private and not address.is_link_local)
 
 
 # Logins.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from vecmill.core import catalog
 from vecmill.core.config import Settings
 from vecmill.core.errors import ConfigError, InputError, MissingKeyError
-from vecmill.models.hosted import endpoints
+from vecmill.models.hosted import addresses, endpoints
+from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection
-from vecmill.models.hosted.endpoints import Base, Given, Sources
+from vecmill.models.hosted.endpoints import Sources
 
 if TYPE_CHECKING:
     from vecmill.models.hosted.provider import HostedProvider
@@ -59,7 +60,7 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
     if "/" not in model:
         raise InputError(f"GitHub names models PUBLISHER/NAME: github:openai/{model}, not github:{model}")
     given = Given(base_url, "base_url") if base_url else sources.find("base_url")
-    base = endpoints.base_url(given or _own(sources), allow_http=sources.allow_http)
+    base = addresses.base_url(given or _own(sources), allow_http=sources.allow_http)
     base = Base(base.url.removesuffix("/embeddings"))
     plain, hidden = endpoints.split_headers(sources)
     found = sources.find("key", *KEYS)

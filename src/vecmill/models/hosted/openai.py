@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from vecmill.core import catalog
 from vecmill.core.config import Settings
 from vecmill.core.errors import ConfigError, MissingKeyError
-from vecmill.models.hosted import azure, endpoints
+from vecmill.models.hosted import addresses, endpoints
+from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection
-from vecmill.models.hosted.endpoints import Base, Given, Sources
+from vecmill.models.hosted.endpoints import Sources
 
 if TYPE_CHECKING:
     from vecmill.models.hosted.provider import HostedProvider
@@ -48,15 +49,6 @@ def load(
         ConfigError: A base URL, profile or key is not usable.
         InputError: The dimensions are not what the model gives.
     """
-    if base_url is None and azure.is_meant() and Sources.of("openai", name, settings).named is None:
-        return azure.load(
-            name,
-            settings=settings,
-            max_tokens=max_tokens,
-            dimensions=dimensions,
-            user=user,
-            send_dimensions=send_dimensions,
-        )
     connection = connect(name, settings=settings, base_url=base_url)
     user = user or Sources.of("openai", name, settings).profile_value("user")
     return endpoints.open_provider(
@@ -123,7 +115,7 @@ def _told(header: str, value: Given | None, own: bool) -> dict[str, str]:
 
 
 def _base(given: Given, *, allow_http: bool) -> Base:
-    base = endpoints.base_url(given, allow_http=allow_http)
+    base = addresses.base_url(given, allow_http=allow_http)
     if base.url.endswith("/embeddings"):  # somebody pasted the whole address
         return Base(base.url.removesuffix("/embeddings"))
     return Base(f"{base.url}/v1") if base.url.count("/") == 2 else base

@@ -10,7 +10,8 @@ import pytest
 
 from vecmill.core.config import load_settings
 from vecmill.core.errors import ConfigError, MissingExtraError, MissingKeyError
-from vecmill.models.hosted import azure, entra, openai
+from vecmill.models import resolve
+from vecmill.models.hosted import azure, entra
 from vecmill.models.hosted.azure import connect
 from vecmill.models.hosted.connection import Connection
 
@@ -147,10 +148,8 @@ def test_older_programs_variables_mean_azure(monkeypatch: pytest.MonkeyPatch, ki
     made = opened("text-embedding-ada-002", credential=FakeCredential)
     assert made.embeddings_url.endswith("/text-embedding-ada-002/embeddings?api-version=2023-05-15")
     assert headers(made) == ({"Authorization": "Bearer t1"} if kind == "azure_ad" else {"api-key": KEY})
-    provider = openai.load("text-embedding-ada-002", settings=load_settings())
-    assert provider.info.name == "azure:text-embedding-ada-002"
-    other = openai.load("text-embedding-3-small", settings=load_settings(), base_url="http://localhost:1/v1")
-    assert other.info.name == "openai:text-embedding-3-small"
+    for spec in ("openai:text-embedding-ada-002", "text-embedding-ada-002"):
+        assert resolve.open_model(spec).info.name == "azure:text-embedding-ada-002"
 
 
 class FakeCredential:

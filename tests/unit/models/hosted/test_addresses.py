@@ -1,0 +1,82 @@
+"""Whatever is given as a base URL is refused as such, or cannot give a key away by its form."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from vecmill.core.errors import ConfigError
+from vecmill.models.hosted.addresses import Given, base_url
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "https://",
+            "http://",
+            "HTTPS://",
+            "api.openai.com",
+            "evil.example",
+            "127.0.0.1",
+            "[::1]",
+            "localhost",
+        ),
+        *(
+            "@",
+            ":",
+            "/",
+            "\\",
+            "//",
+            "?",
+            "#",
+            "%2f",
+            "%40",
+            ":443",
+            ":0",
+            "..",
+            ".",
+            "v1",
+            "user",
+            "\u3002",
+            "\u00e9",
+        ),
+        *("\t", "\n", " ", "[", "]", ";", "a", "\u2100"),
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=9).map("".join) | st.text(max_size=30))
+def test_what_is_taken_is_read_alike_by_the_client_and_has_no_password(text: str) -> None:
+    try:
+        base = base_url(Given(text, "base_url"))
+    except ConfigError:
+        return
+    parts = urlsplit(base.url)
+    assert parts.scheme in ("http", "https")
+    assert (parts.username, parts.password, parts.query, parts.fragment) == (None, None, "", "")
+    assert base.host == (URL(base.url).host or "").rstrip("/")
+    assert not base.url.endswith("/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://api.openai.com\\.evil.example/v1",
+        "https://api.openai.com%2eevil.example/v1",
+        "https://[::1/v1",
+        "https://[evil]/v1",
+        "https://-/v1",
+        "https://\u2100/v1",
+    ],
+)
+def test_hosts_that_readers_differ_about_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        base_url(Given(text, "base_url"))
+
+
+def test_a_host_in_other_letters_is_the_host_it_stands_for() -> None:
+    assert base_url(Given("https://api\u3002openai\u3002com/v1", "x")).host == "api.openai.com"
+    assert base_url(Given("https://m\u00fchle.example/v1", "x")).url == "https://xn--mhle-0ra.example/v1"
