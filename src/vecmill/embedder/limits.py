@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import copy
 import math
 import time
 from collections import deque
@@ -213,10 +214,16 @@ class Limiter:
 
     def _park(self, until: float) -> None:
         self._quota_until = max(self._quota_until, until)
+        self._dismiss(self._quota())
+
+    def _dismiss(self, error: Exception | None) -> None:
+        """Let everybody who waits end with an error; None: cancelled."""
         while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.future.done():
-                waiter.future.set_exception(self._quota())
+            future = self._waiting.popleft().future
+            if error is None:
+                future.cancel()
+            elif not future.done():
+                future.set_exception(copy.copy(error))
 
     def _quota(self) -> QuotaExhaustedError:
         until = datetime.fromtimestamp(self._quota_until, UTC)
@@ -260,13 +267,10 @@ class Limiter:
                 batch = list(islice(self._waiting, min(free, _BATCH)))
                 grants = await self._exchange([waiter.tokens for waiter in batch])
                 await self._release(list(zip(batch, grants, strict=False)))
-        except BaseException as error:
-            while self._waiting:
-                waiter = self._waiting.popleft()
-                if isinstance(error, asyncio.CancelledError):
-                    waiter.future.cancel()
-                elif not waiter.future.done():
-                    waiter.future.set_exception(error)
+        except Exception as error:
+            self._dismiss(error)
+        except BaseException:  # the loop ends
+            self._dismiss(None)
             raise
 
     def _drop_cancelled(self) -> bool:
