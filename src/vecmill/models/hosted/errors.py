@@ -122,15 +122,21 @@ class _Case:
         self.meant = _status_within(self.problem) if 200 <= self.status < 300 else self.status
         plain = " ".join(self.problem.message.split())
         quotes = _quotes(plain, texts)
-        self.words = "" if quotes or _shows_secret(plain, secrets) else _cut(plain)
+        number = request_id(response) or ""
+        number = "" if _shows_secret(number, secrets) else number
+        bare = plain.replace(number, "") if number else plain  # an id looks like a key
+        shows = _KEYS.search(bare) is not None or _shows_secret(plain, secrets)
+        self.words = "" if quotes or shows else _cut(plain)
         self.wording = "" if quotes else plain.lower()
-        self.code = self.problem.code or self.problem.kind
+        code = self.problem.code or self.problem.kind
+        hidden = _KEYS.search(code) is not None or _shows_secret(code, secrets) or _quotes(code, texts)
+        self.code = "" if hidden else code
         self.retry_after = wire.read_retry_after(self.headers, self.wording, now=now)
         self.said: dict[str, Any] = {
             "provider": connection.provider,
             "model": connection.model,
             "status": self.status,
-            "request_id": request_id(response),
+            "request_id": number or None,
             "code": self.code,
             "rates": wire.read_rates(self.headers),
         }
@@ -360,7 +366,7 @@ def _text(value: Any) -> str:
 def _word(value: Any) -> str:
     """Return a code if it is a plain word: anything else could hold a text."""
     value = str(value) if type(value) is int else value
-    return value if isinstance(value, str) and re.fullmatch(r"[\w.\- ]{1,64}", value, re.ASCII) else ""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,64}", value, re.ASCII) else ""
 
 
 # Words that may be shown.
@@ -377,9 +383,7 @@ def _cut(message: str) -> str:
 
 
 def _shows_secret(message: str, secrets: Iterable[str]) -> bool:
-    """Say whether a message shows eight characters of a secret in a row, or what looks like a key."""
-    if _KEYS.search(message) is not None:
-        return True
+    """Say whether a message shows eight characters of a secret in a row."""
     for secret in secrets:
         bare = secret.removeprefix("Bearer ").strip()
         parts = [bare] if len(bare) < 8 else (bare[at : at + 8] for at in range(len(bare) - 7))
