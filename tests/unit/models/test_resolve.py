@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from vecmill.core import registry
 from vecmill.core.config import load_settings
 from vecmill.core.errors import ConfigError, InputError, UnknownNameError
+from vecmill.core.types import InputType
 from vecmill.models.resolve import (
     canonical,
     describe_model,
@@ -19,6 +21,7 @@ from vecmill.models.resolve import (
     register_model,
     shadowed_folder,
 )
+from vecmill.testing.simulator import Simulator
 
 BUILT_IN = "local:all-MiniLM-L6-v2"
 
@@ -236,3 +239,35 @@ def test_a_hosted_model_is_described_without_a_key(file: Path) -> None:
 def test_every_provider_of_the_table_loads() -> None:
     for name in registry.names("providers"):
         assert callable(registry.load("providers", name))
+
+
+def test_the_vendors_pages_end_at_a_provider_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked() -> list[tuple[str, int, str]]:
+        async with Simulator() as provider:
+            for variable in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "GITHUB_TOKEN"):
+                monkeypatch.setenv(variable, provider.key)
+            doors = {
+                "openai:text-embedding-3-small": provider.url,
+                "azure:text-embedding-3-small": provider.azure_url,
+                "azure:text-embedding-3-large": f"{provider.azure_url}/openai/v1",
+                "github:openai/text-embedding-3-small": provider.github_url,
+            }
+            replies = []
+            for spec, url in doors.items():
+                opened: Any = open_model(spec, base_url=url)
+                await opened.learn()
+                reply = await opened.embed(opened.encode(["grain"], input_type=InputType.DOCUMENT))
+                replies.append((spec, reply.vectors.shape[1], opened.info.space))
+                await opened.close()
+            return replies
+
+    replies = asyncio.run(asked())
+    assert [width for _, width, _ in replies] == [1536, 1536, 3072, 1536]
+    spaces = {spec: space for spec, _, space in replies}
+    assert len(set(spaces.values())) == 4  # nobody vouches for a server on this machine but Azure's reply
+    assert spaces["azure:text-embedding-3-small"] == official_space(monkeypatch)
+
+
+def official_space(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return open_model("openai:text-embedding-3-small").info.space
