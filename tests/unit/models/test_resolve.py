@@ -13,6 +13,7 @@ from vecmill.core import registry
 from vecmill.core.config import load_settings
 from vecmill.core.errors import ConfigError, InputError, UnknownNameError
 from vecmill.core.types import InputType
+from vecmill.models.base import ModelInfo
 from vecmill.models.resolve import (
     canonical,
     describe_model,
@@ -82,6 +83,13 @@ def test_a_registered_name_is_listed_and_may_be_replaced(here: Path) -> None:
 # Hosted models.
 
 KEY = "sk-planted-0123456789abcdefghij"
+
+
+def info_of(spec: str, **options: Any) -> ModelInfo:
+    """Open a model, close it again, and return what it says about itself."""
+    opened = open_model(spec, **options)
+    asyncio.run(opened.close())
+    return opened.info
 
 
 @pytest.fixture
@@ -170,13 +178,13 @@ def test_a_key_in_the_environment_never_changes_the_default(monkeypatch: pytest.
 
 def test_a_hosted_model_opens_without_being_asked_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    opened = open_model("openai:text-embedding-3-small", dimensions=256)
-    assert (opened.info.hosted, opened.info.dimensions, opened.info.reply_dimensions) == (True, 256, 1536)
-    opened = open_model("openai:text-embedding-3-small", dimensions=256, cached=False)
-    assert (opened.info.dimensions, opened.info.reply_dimensions) == (256, None)
-    here = open_model("openai:text-embedding-3-small", base_url="http://localhost:1/v1", max_tokens=100)
-    assert (here.info.max_tokens, here.info.device) == (100, "localhost:1")
-    assert here.info.space != opened.info.space
+    info = info_of("openai:text-embedding-3-small", dimensions=256)
+    assert (info.hosted, info.dimensions, info.reply_dimensions) == (True, 256, 1536)
+    info = info_of("openai:text-embedding-3-small", dimensions=256, cached=False)
+    assert (info.dimensions, info.reply_dimensions) == (256, None)
+    here = info_of("openai:text-embedding-3-small", base_url="http://localhost:1/v1", max_tokens=100)
+    assert (here.max_tokens, here.device) == (100, "localhost:1")
+    assert here.space != info.space
 
 
 @pytest.mark.parametrize("given", [{"device": "CPU"}, {"precision": "int8"}, {"threads": 2}])
@@ -195,7 +203,7 @@ def test_what_means_nothing_for_a_local_model_is_refused(given: dict[str, Any]) 
 
 
 def test_a_local_model_has_the_dimensions_it_has() -> None:
-    assert open_model("minilm", dimensions=384).info.dimensions == 384
+    assert info_of("minilm", dimensions=384).dimensions == 384
     with pytest.raises(InputError, match="384 dimensions, not 128: it cannot be shortened"):
         open_model("minilm", dimensions=128)
 
@@ -265,9 +273,5 @@ def test_the_vendors_pages_end_at_a_provider_over_http(monkeypatch: pytest.Monke
     assert [width for _, width, _ in replies] == [1536, 1536, 3072, 1536]
     spaces = {spec: space for spec, _, space in replies}
     assert len(set(spaces.values())) == 4  # nobody vouches for a server on this machine but Azure's reply
-    assert spaces["azure:text-embedding-3-small"] == official_space(monkeypatch)
-
-
-def official_space(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    return open_model("openai:text-embedding-3-small").info.space
+    assert spaces["azure:text-embedding-3-small"] == info_of("openai:text-embedding-3-small").space
