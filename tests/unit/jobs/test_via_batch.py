@@ -91,6 +91,8 @@ class Desk:
             batch_path="/embeddings" if self.azure == "classic" else "/v1/embeddings",
             vouched=True,
         )
+        if self.azure:
+            made = replace(made, model="reviews")  # a deployment
         return replace(made, **changes)
 
     async def login(self) -> dict[str, str]:
@@ -166,7 +168,7 @@ def virtually(
     **options: Any,
 ) -> None:
     async def run() -> None:
-        made = scenario or Scenario(models=TINY_MODELS)
+        made = scenario or Scenario(models=TINY_MODELS, deployments={"reviews": MODEL})
         async with Simulator(made, batch_rules=rules) as simulator:
             await test(Desk(simulator, tmp_path / "out.vecmill" / "batch", **options))
 
