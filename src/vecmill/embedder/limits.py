@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import copy
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-from vecmill.core.errors import QuotaExhaustedError
+from vecmill.core import clock
+from vecmill.core.errors import QuotaExhaustedError, RefusedError
 from vecmill.embedder.limit_store import LimitStore, MemoryStore, SqliteStore
 from vecmill.embedder.pacing import PACE, Caps, Grant, State
 from vecmill.models.base import Endpoint, RateLimits
@@ -61,7 +61,7 @@ class Limiter:
     Args:
         endpoint: Whose limits.
         store: Where they are shared; None: with nobody.
-        now: Seconds since the epoch.
+        now: Gives seconds since the epoch.
         patience: Seconds. A 429 that asks for a longer pause means a quota: until then `acquire` raises.
     """
 
@@ -70,7 +70,7 @@ class Limiter:
         endpoint: Endpoint,
         *,
         store: LimitStore | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now,
         patience: float = 600.0,
     ) -> None:
         self.endpoint = endpoint
@@ -129,6 +129,8 @@ class Limiter:
 
         Raises:
             QuotaExhaustedError: The provider asked for a pause longer than `patience`.
+            RefusedError: It has more tokens than replies say a whole minute may have (reason
+                "max_request_tokens"); it was not sent, and must be cut.
         """
         if self._quota_until > self.now():
             raise self._quota()
@@ -140,11 +142,14 @@ class Limiter:
             return await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                ticket = waiter.future.result()
-                self._close(ticket)
-                self._give_back(ticket.grant)
+                self.unused(waiter.future.result())
             self._slot.set()
             raise
+
+    def unused(self, ticket: Ticket) -> None:
+        """Hand a ticket back without having sent anything; its place and its tokens are free again."""
+        if self._close(ticket):
+            self._give_back(ticket.grant)
 
     def succeeded(self, ticket: Ticket, *, tokens: int, rates: RateLimits | None) -> None:
         """Hand a ticket back after a good reply.
@@ -258,7 +263,7 @@ class Limiter:
     async def _dispatch(self) -> None:
         """Serve those who wait, until nobody does."""
         try:
-            while self._drop_cancelled():
+            while self._drop_done():
                 self._slot.clear()
                 free = self.concurrency - self.in_flight
                 if free <= 0:
@@ -273,10 +278,28 @@ class Limiter:
             self._dismiss(None)
             raise
 
-    def _drop_cancelled(self) -> bool:
-        while self._waiting and self._waiting[0].future.done():
+    def _drop_done(self) -> bool:
+        """Drop who was cancelled or can never go from the head of the queue; False if nobody is left."""
+        most = self._seen.tokens.limit
+        while self._waiting:
+            waiter = self._waiting[0]
+            if most is not None and waiter.tokens > most and not waiter.future.done():
+                waiter.future.set_exception(self._too_large(waiter.tokens, int(most)))
+            if not waiter.future.done():
+                return True
             self._waiting.popleft()
-        return bool(self._waiting)
+        return False
+
+    def _too_large(self, tokens: int, most: int) -> RefusedError:
+        return RefusedError(
+            f"a request of {tokens} tokens exceeds what {self.endpoint.name} takes in a whole minute, {most} "
+            "tokens; send less at once",
+            reason="max_request_tokens",
+            limit=most,
+            provider=self.endpoint.name.partition(":")[0],
+            model=self.endpoint.name,
+            code="above_tokens_per_minute",
+        )
 
     async def _release(self, granted: Sequence[tuple[_Waiter, Grant]]) -> None:
         """Let requests go, each at its moment. What cannot go any more is given back."""
@@ -355,7 +378,7 @@ _stores: dict[Path | None, LimitStore] = {}
 _limiters: dict[asyncio.AbstractEventLoop, dict[tuple[str, Path | None], Limiter]] = {}
 
 
-def limiter_for(endpoint: Endpoint, *, home: Path | None, now: Callable[[], float] = time.time) -> Limiter:
+def limiter_for(endpoint: Endpoint, *, home: Path | None, now: Callable[[], float] = clock.now) -> Limiter:
     """Return the limiter of an endpoint in the running event loop; the same one each time.
 
     Args:

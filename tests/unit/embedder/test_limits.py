@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from vecmill.core.errors import QuotaExhaustedError
+from vecmill.core.errors import QuotaExhaustedError, RefusedError
 from vecmill.embedder.limit_store import LimitStore, MemoryStore, SqliteStore
 from vecmill.embedder.limits import Limiter, limiter_for
 from vecmill.models.base import Endpoint, RateLimits
@@ -573,6 +573,59 @@ def test_most_tokens_is_a_small_share_and_leaves_room_under_few_requests() -> No
         return [Limiter(_endpoint(*case), now=now).most_tokens for case in cases]
 
     assert run_virtual(main()) == [None, 10_000, 66_666, 1000, 333, 500]
+
+
+def test_a_request_above_what_replies_allow_in_a_minute_is_to_be_cut() -> None:
+    async def main() -> None:
+        limiter = Limiter(_endpoint(), now=_loop().now)
+        rates = RateLimits(limit_tokens=1000, remaining_tokens=900, reset_tokens=6.0)
+        first = await limiter.acquire(300_000)
+        held = [await limiter.acquire(100) for _ in range(3)]
+        waiting = [asyncio.create_task(limiter.acquire(tokens)) for tokens in (50_000, 10)]
+        await asyncio.sleep(0)
+        limiter.limited(first, retry_after=1, rates=rates)
+        for ticket in held:
+            limiter.failed(ticket)
+        with pytest.raises(RefusedError, match="50000 tokens exceeds") as raised:
+            await waiting[0]
+        assert (raised.value.reason, raised.value.limit) == ("max_request_tokens", 1000)
+        limiter.failed(await waiting[1])
+        with pytest.raises(RefusedError):
+            await limiter.acquire(1001)
+        assert limiter.in_flight == 0
+
+    run_virtual(main())
+
+
+def test_an_unused_ticket_costs_nothing() -> None:
+    async def main() -> float:
+        loop = _loop()
+        limiter = Limiter(_endpoint(6, 1000), now=loop.now)
+        for _ in range(50):
+            limiter.unused(await limiter.acquire(900))
+        return loop.time()
+
+    assert run_virtual(main()) < 1
+
+
+def test_a_third_of_all_requests_failing_does_not_stop_the_flow() -> None:
+    async def main() -> float:
+        loop = _loop()
+        random = Random(SEED)
+        limiter = Limiter(_endpoint(), now=loop.now)
+
+        async def one() -> None:
+            ticket = await limiter.acquire(10)
+            await asyncio.sleep(0.3)
+            if random.random() < 0.3:
+                limiter.failed(ticket)
+            else:
+                limiter.succeeded(ticket, tokens=10, rates=None)
+
+        await asyncio.gather(*(one() for _ in range(1000)))
+        return loop.time()
+
+    assert run_virtual(main()) < 20
 
 
 def test_minutes_are_estimated_by_the_limit_that_binds() -> None:
