@@ -285,7 +285,7 @@ def _catalogued(entry: catalog.CatalogEntry, settings: Settings) -> KnownModel:
 
 def _profiled(name: str, settings: Settings) -> KnownModel:
     profile = settings.profiles[name]
-    known = catalog.entry(f"{profile.provider}:{profile.model}") if profile.model else None
+    known = catalog.entry(f"{profile.provider}:{profile.model or name}")
     if known is None and profile.provider == "azure" and profile.model:
         known = catalog.facts(profile.model)
     described = _hosted(f"{profile.provider}:{name}", profile.origin, settings, known)

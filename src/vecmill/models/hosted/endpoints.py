@@ -14,9 +14,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecmill.core import durable, trust
+from vecmill.core import catalog, durable, trust
 from vecmill.core.catalog import CatalogEntry
 from vecmill.core.config import Profile, Settings, environment, is_reference, project_file
+from vecmill.core.errors import ConfigError
 from vecmill.core.secrets import Secret, resolve_secret, secret_of
 from vecmill.models.hosted.addresses import Given
 from vecmill.models.hosted.connection import Connection, Facts, Login
@@ -66,6 +67,23 @@ class Sources:
     def allow_http(self) -> bool:
         """Whether a profile allows plain http:// to anywhere."""
         return any(profile.allow_http for profile in (self.named, self.default) if profile is not None)
+
+
+def model_of(name: str, sources: Sources, *, example: str) -> str:
+    """Return the model that is asked: the name itself, or what the profile of that name says.
+
+    Raises:
+        ConfigError: The profile names no model, or bears the name of another model of the catalogue.
+    """
+    if sources.named is None:
+        return name
+    known = catalog.entry(f"{sources.provider}:{name}")
+    model = sources.named.model or (None if known is None else name)
+    if model is None:
+        raise ConfigError(f'profile {name!r} does not name its model: write model = "{example}"')
+    if known is not None and model != name:
+        raise ConfigError(f"profile {name!r} is model {model!r}, but bears another model's name: rename it")
+    return model
 
 
 def _said(profile: Profile | None, field: str) -> Given | None:

@@ -54,9 +54,7 @@ def load(
 def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Connection:
     """Return how a model is reached; `load` has the arguments and errors."""
     sources = Sources.of("github", name, settings)
-    model = name if sources.named is None else sources.named.model
-    if not model:
-        raise ConfigError(f'profile {name!r} does not name its model: write model = "PUBLISHER/NAME"')
+    model = endpoints.model_of(name, sources, example="PUBLISHER/NAME")
     if "/" not in model:
         raise InputError(f"GitHub names models PUBLISHER/NAME: github:openai/{model}, not github:{model}")
     given = Given(base_url, "base_url") if base_url else sources.find("base_url")

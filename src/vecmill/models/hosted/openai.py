@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vecmill.core import catalog
 from vecmill.core.config import Settings
-from vecmill.core.errors import ConfigError, MissingKeyError
+from vecmill.core.errors import MissingKeyError
 from vecmill.models.hosted import addresses, endpoints
 from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection
@@ -64,9 +64,7 @@ def load(
 def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Connection:
     """Return how a model is reached; `load` has the arguments and errors."""
     sources = Sources.of("openai", name, settings)
-    model = name if sources.named is None else sources.named.model
-    if not model:
-        raise ConfigError(f'profile {name!r} does not name its model: write model = "text-embedding-3-small"')
+    model = endpoints.model_of(name, sources, example="text-embedding-3-small")
     argument = Given(base_url, "base_url") if base_url else None
     url = argument or sources.find("base_url", *URLS)
     base = _base(url or _OWN, allow_http=sources.allow_http)

@@ -301,3 +301,15 @@ def test_accounts_differ_by_key_and_do_not_give_a_short_one_away(monkeypatch: py
     assert accounts[0] != accounts[1]
     assert len(accounts[0]) == 12
     assert accounts[2] == ""
+
+
+def test_a_profile_may_bear_its_model_s_name_but_not_another_s(own_file: Path, key: str) -> None:
+    own_file.write_text(f"[profiles.{SMALL}]\nrequests_per_minute = 60\n")
+    made = opened()
+    assert (made.model, made.requests_per_minute, made.vouched) == (SMALL, 60, True)
+    own_file.write_text(f'[profiles.{SMALL}]\nmodel = "text-embedding-3-large"\n')
+    with pytest.raises(ConfigError, match="bears another model's name: rename it"):
+        opened()
+    own_file.write_text("[profiles.mine]\n")
+    with pytest.raises(ConfigError, match='does not name its model: write model = "text-embedding-3-small"'):
+        opened("mine")
