@@ -13,7 +13,7 @@ import io
 import ssl
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +93,7 @@ class Session:
         """
         self.ca_file = ca_file
         self.users = 1
-        self._clients: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, _Client] = {}
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
 
@@ -173,7 +173,7 @@ class Session:
             if loop is here:
                 await client.close()
             elif loop.is_closed():
-                _abandon(client)
+                client.abandon()
             else:
                 asyncio.run_coroutine_threadsafe(client.close(), loop)
 
@@ -188,7 +188,7 @@ class Session:
         to: Path | None,
     ) -> Response | URL:
         """Send the request once; return the answer, or where it is to be sent instead."""
-        client = self._client()
+        client = await self._client()
         proxy, login = _proxy(url)
         tunnel: dict[str, str] | None = None
         if login is not None and url.scheme == "https":
@@ -216,21 +216,53 @@ class Session:
         content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return Response(reply.status, reply.headers, content)
 
-    def _client(self) -> aiohttp.ClientSession:
+    async def _client(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
         with self._lock:
             client = self._clients.get(loop)
-            if client is None:
-                for old in [old for old in self._clients if old.is_closed()]:
-                    _abandon(self._clients.pop(old))
-                client = self._clients[loop] = _open()
-        return client
+            if client is not None and not client.session.closed:
+                return client.session
+            for old in [old for old in self._clients if old.is_closed()]:
+                self._clients.pop(old).abandon()
+            client = self._clients[loop] = _Client(_open())
+        await client.guard()
+        return client.session
 
     def _tls(self) -> ssl.SSLContext:
         with self._lock:
             if self._context is None:
                 self._context = _tls_context(self.ca_file)
             return self._context
+
+
+class _Client:
+    """The connections of one event loop, closed at the latest when the loop ends."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self._guard = self._close_at_the_end()
+
+    async def guard(self) -> None:
+        """Let `asyncio.run` close the connections, as it closes every generator that is under way."""
+        await anext(self._guard)
+
+    async def close(self) -> None:
+        """Close the connections, on their own loop."""
+        await self._guard.aclose()
+        await self.session.close()
+
+    def abandon(self) -> None:
+        """Let go of connections whose loop was closed without an end: then `close` never waits."""
+        closing = self.session.close()
+        with suppress(StopIteration):
+            closing.send(None)
+        closing.close()
+
+    async def _close_at_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.session.close()
 
 
 _registry: dict[Path | None, Session] = {}
@@ -270,14 +302,6 @@ def _open() -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
         read_bufsize=_READ_BUFFER,
     )
-
-
-def _abandon(client: aiohttp.ClientSession) -> None:
-    """Close a session whose event loop is closed: then `close` never waits."""
-    closing = client.close()
-    with suppress(StopIteration):
-        closing.send(None)
-    closing.close()
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:

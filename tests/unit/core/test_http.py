@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import ssl
 import traceback
+import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -209,21 +211,52 @@ def test_connection_is_kept_between_requests() -> None:
     assert len(seen) == 1
 
 
-def test_session_made_without_a_loop_works_on_one_after_another() -> None:
+def test_session_works_on_one_loop_after_another_and_leaves_nothing_open() -> None:
     session = Session()
 
     async def main(*, last: bool) -> int:
         async with serving(echo) as origin:
-            status = (await ask(origin, session)).status
+            statuses = [(await ask(origin, session)).status for _ in range(2)]
+            assert len(session._clients) == 1
             if last:
                 await session.close()
-            else:
-                await session._clients[asyncio.get_running_loop()].close()
-            return status
+            return sum(statuses)
 
-    assert asyncio.run(main(last=False)) == 200
-    assert asyncio.run(main(last=True)) == 200
+    assert [asyncio.run(main(last=last)) for last in (False, False, True)] == [400, 400, 400]
+    gc.collect()  # an open connection would warn now
     assert not session._clients
+
+
+def test_session_works_on_two_loops_at_once() -> None:
+    session = Session()
+
+    async def main() -> None:
+        async with serving(echo) as origin:
+            there = asyncio.to_thread(lambda: asyncio.run(ask(origin, session)))
+            assert [found.status for found in await asyncio.gather(ask(origin, session), there)] == [200, 200]
+            await session.close()
+
+    asyncio.run(main())
+
+
+def test_session_of_a_loop_that_was_just_closed_is_let_go() -> None:
+    session = Session()
+
+    async def main() -> None:
+        async with serving(echo) as origin:
+            await ask(origin, session)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    first = next(iter(session._clients.values())).session
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # nobody gave its sockets a chance to be closed
+        asyncio.run(main())
+        assert first.closed
+        del first, loop
+        gc.collect()
+    asyncio.run(session.close())
 
 
 def test_large_body_is_sent_whole() -> None:
