@@ -1,7 +1,7 @@
 """Plain values out of a pickle, without the power to run anything.
 
 A pickle is a program for a small stack machine, and most of what that machine can do is call any function by
-name. This one has no such instruction: it builds numbers, texts, tuples, lists and dicts, and arrays of floats
+name. This one has no such instruction: it builds numbers, texts, tuples, lists, dicts, and arrays of floats
 from their bytes. Whatever else a pickle asks for is named in an error, before anything was done.
 Source of the instructions: the module `pickletools` of Python's standard library.
 """

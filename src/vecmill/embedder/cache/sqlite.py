@@ -13,37 +13,35 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from vecmill.core import durable
 from vecmill.core.config import Settings
 from vecmill.core.errors import DimensionMismatchError, InputError, StorageError
 from vecmill.core.types import IntArray, Vectors
+from vecmill.embedder.cache import upkeep
 from vecmill.embedder.cache.database import AbsentError, DamagedError, Database, is_damage
+from vecmill.embedder.cache.upkeep import HOUR, CacheInfo, Pruned
 
 FILE_NAME = "vectors.sqlite"
 """The cache's name in `Settings.cache_dir`."""
 
-MAX_BYTES = 5 << 30
-"""Of a cache nobody has set a limit for."""
+MAX_BYTES = 10 << 30
+"""Of a cache nobody has set a limit for, as in `Settings.cache_max_bytes`."""
 
 _KEPT_SHARE = 0.9
 """An eviction ends at this share of the limit, so that not every put begins one."""
 
-_EVICTED_AT_ONCE = 256
-_PLANNED_AT_ONCE = 50_000
-_FREED_AT_ONCE = 256
-
-_HOUR = 3_600
 _REFRESH_HOURS = 24
 """A row's last use is written down again only when it is older than this."""
 
 _MOST_PENDING = 4_096
+_FAR_FUTURE = float(1 << 40)
 _QUIET_SECONDS = 60.0
 """After a failed write, the next one is tried this much later."""
 
@@ -51,54 +49,6 @@ _MOST_KEYS, _SOME_KEYS, _FEW_KEYS = 512, 64, 8
 """Keys a statement asks for; three shapes, so that every statement stays prepared."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceUse:
-    """What a cache holds of one space.
-
-    Attributes:
-        space: Space id, 32 hex digits.
-        model: Its name, where whoever put the vectors gave it.
-        dimensions: Components of its vectors.
-        vectors: How many.
-        vector_bytes: Bytes of these, without what SQLite adds.
-        first_seen: Seconds since the epoch.
-        oldest_use, newest_use: Seconds since the epoch, exact to a day.
-    """
-
-    space: str
-    model: str | None
-    dimensions: int
-    vectors: int
-    vector_bytes: int
-    first_seen: int
-    oldest_use: int
-    newest_use: int
-
-
-@dataclass(frozen=True, slots=True)
-class CacheInfo:
-    """What a cache holds.
-
-    Attributes:
-        path: The file.
-        file_bytes: Size on disk, WAL and its index included.
-        used_bytes: Of the file, without the pages free for new vectors: what `max_bytes` limits.
-        max_bytes: The limit.
-        spaces: Most vectors first.
-    """
-
-    path: Path
-    file_bytes: int
-    used_bytes: int
-    max_bytes: int
-    spaces: tuple[SpaceUse, ...] = ()
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of all spaces."""
-        return sum(use.vectors for use in self.spaces)
 
 
 class SqliteCache:
@@ -123,7 +73,7 @@ class SqliteCache:
         now: Callable[[], float] = time.time,
     ) -> None:
         if max_bytes < 1:
-            raise InputError(f"max_bytes is {max_bytes}; a cache needs at least 1, or leave it out")
+            raise InputError(f"max_bytes is {max_bytes}; it must be at least 1; or switch the cache off")
         self.path = path
         self.max_bytes = max_bytes
         self._now = now
@@ -155,7 +105,7 @@ class SqliteCache:
         """Say which keys are there; see `VectorCache.contains`."""
         held: set[bytes] = set()
         with self._surviving("read"), self._file.reading() as db:
-            row = _space_row(db, space, dimensions)
+            row = upkeep.space_row(db, space, dimensions)
             for chunk in _chunks(keys) if row is not None else ():
                 sql = f"SELECT key FROM entry WHERE key IN ({_marks(chunk)}) AND space = ?"  # noqa: S608
                 held.update(key for (key,) in db.execute(sql, (*chunk, row)))
@@ -177,7 +127,7 @@ class SqliteCache:
             with self._file.writing() as db:
                 self._apply_pending(db)
                 self._insert(db, space, keys, vectors)
-                too_large = _used_bytes(db) > self.max_bytes
+                too_large = upkeep.used_bytes(db) > self.max_bytes
             if too_large:
                 self._evict(int(self.max_bytes * _KEPT_SHARE))
 
@@ -197,15 +147,64 @@ class SqliteCache:
         Raises:
             StorageError: The file cannot be read.
         """
-        size = sum(_size(self.path.with_name(self.path.name + suffix)) for suffix in ("", "-wal", "-shm"))
+        size, aside = upkeep.file_bytes(self.path), upkeep.set_aside(self.path)
         try:
-            with self._file.reading() as db:
-                spaces = tuple(_space_uses(db))
-                return CacheInfo(self.path, size, _used_bytes(db), self.max_bytes, spaces)
+            with self._raising("read"), self._file.reading() as db:
+                spaces, used = tuple(upkeep.space_uses(db)), upkeep.used_bytes(db)
         except AbsentError:
-            return CacheInfo(self.path, size, 0, self.max_bytes)
-        except (sqlite3.Error, DamagedError) as error:
-            raise StorageError(f"the cache {self.path} cannot be read: {error}") from error
+            spaces, used = (), 0
+        return CacheInfo(self.path, size, used, self.max_bytes, spaces, aside)
+
+    def prune(
+        self,
+        *,
+        max_bytes: int | None = None,
+        unused_since: float | None = None,
+        spaces: Sequence[str] | None = None,
+    ) -> Pruned:
+        """Drop vectors and give their room back to the disk.
+
+        First those of `spaces` not used since `unused_since` go (all that meet both, where both are given),
+        then, where `max_bytes` is given, the least recently used ones until the file fits.
+
+        Args:
+            max_bytes: What the file may take.
+            unused_since: Seconds since the epoch; uses are noted to a day, so a vector may stay a day longer.
+            spaces: Space ids.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        before, dropped = upkeep.file_bytes(self.path), 0
+        if self._used or self._damaged:
+            self._write_pending()
+        with self._raising("written"), suppress(AbsentError):
+            if unused_since is not None or spaces is not None:
+                dropped += upkeep.drop(self._file, unused_since=unused_since, spaces=spaces)
+            if max_bytes is not None:
+                dropped += upkeep.evict(self._file, max_bytes)
+            if self.path.exists():
+                upkeep.shrink(self._file, 0)
+                upkeep.checkpoint(self._file)
+        return Pruned(dropped, max(before - upkeep.file_bytes(self.path), 0))
+
+    def clear(self) -> Pruned:
+        """Drop every vector, and remove the damaged files that were set aside.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        try:
+            pruned = self.prune(unused_since=_FAR_FUTURE)
+        except StorageError as error:
+            if error.__cause__ is None or not is_damage(error.__cause__):
+                raise
+            pruned = self.prune(unused_since=_FAR_FUTURE)  # the damaged file has been set aside
+        aside = upkeep.set_aside(self.path)
+        freed = sum(path.stat().st_size for path in aside)
+        for path in aside:
+            durable.remove(path)
+        return Pruned(pruned.vectors, pruned.freed_bytes + freed)
 
     def _collect(
         self, db: sqlite3.Connection, chunk: Sequence[bytes], width: int, held: dict[bytes, bytes]
@@ -215,7 +214,7 @@ class SqliteCache:
             "SELECT key, checksum, used, vector FROM entry LEFT JOIN data ON data.id = entry.id "  # noqa: S608
             f"WHERE key IN ({_marks(chunk)})"
         )
-        stale = self._now() // _HOUR - _REFRESH_HOURS
+        stale = self._now() // HOUR - _REFRESH_HOURS
         damaged, used = set[bytes](), set[bytes]()
         for key, checksum, hour, vector in db.execute(sql, chunk).fetchall():
             if not isinstance(vector, bytes) or zlib.crc32(vector, zlib.crc32(key)) != checksum:
@@ -238,7 +237,7 @@ class SqliteCache:
             sql = f"SELECT key FROM entry WHERE key IN ({_marks(chunk)})"  # noqa: S608 - only question marks
             there.update(key for (key,) in db.execute(sql, chunk))
         number = db.execute("SELECT max(id) FROM data").fetchone()[0] or 0
-        used, width = int(self._now() // _HOUR), dimensions * 4
+        used, width = int(self._now() // HOUR), dimensions * 4
         data: list[tuple[int, memoryview]] = []
         entries: list[tuple[bytes, int, int, int, int]] = []
         for at, key in enumerate(keys):
@@ -253,7 +252,7 @@ class SqliteCache:
         db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?)", sorted(entries))
 
     def _ensure_space(self, db: sqlite3.Connection, space: str, dimensions: int) -> int:
-        row = _space_row(db, space, dimensions)
+        row = upkeep.space_row(db, space, dimensions)
         model = self._models.pop(space, None)
         if row is None:
             sql = "INSERT INTO space (space, dimensions, model, first_seen) VALUES (?, ?, ?, ?)"
@@ -277,21 +276,29 @@ class SqliteCache:
         with self._lock:
             used, self._used = self._used, set()
             damaged, self._damaged = self._damaged, set()
-        hour = int(self._now() // _HOUR)
+        hour = int(self._now() // HOUR)
         if used:
             db.executemany("UPDATE entry SET used = ? WHERE key = ?", [(hour, key) for key in sorted(used)])
         if damaged:
-            _delete(db, [(key,) for key in damaged], "key = ?")
+            upkeep.delete(db, [(key,) for key in damaged], "key = ?")
 
     def _evict(self, target_bytes: int) -> None:
         """Drop the vectors used least recently until the used pages fit, in small transactions."""
         if not self._evicting.acquire(blocking=False):
             return
         try:
-            _evict(self._file, target_bytes)
-            _shrink(self._file, self.max_bytes)
+            upkeep.evict(self._file, target_bytes)
+            upkeep.shrink(self._file, self.max_bytes)
         finally:
             self._evicting.release()
+
+    @contextmanager
+    def _raising(self, done: str) -> Iterator[None]:
+        """Let failures out as errors for people."""
+        try:
+            yield
+        except (sqlite3.Error, DamagedError, OverflowError, TypeError) as error:
+            raise StorageError(f"the cache {self.path} cannot be {done}: {error}") from error
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
@@ -322,101 +329,13 @@ def open_cache(settings: Settings) -> SqliteCache:
     path = settings.cache_dir.absolute() / FILE_NAME
     with _opening:
         if path not in _open:
-            _open[path] = SqliteCache(path, max_bytes=getattr(settings, "cache_max_bytes", MAX_BYTES))
+            _open[path] = SqliteCache(path, max_bytes=settings.cache_max_bytes)
             atexit.register(_open[path].close)
         return _open[path]
 
 
 _open: dict[Path, SqliteCache] = {}
 _opening = threading.Lock()
-
-
-def _evict(file: Database, target_bytes: int) -> int:
-    dropped = 0
-    while True:
-        with file.reading() as db:
-            if _used_bytes(db) <= target_bytes:
-                return dropped
-            count = db.execute("SELECT count(*) FROM entry").fetchone()[0]
-            sql = "SELECT key, id FROM entry ORDER BY used, id LIMIT ?"
-            rows = db.execute(sql, (_PLANNED_AT_ONCE,)).fetchall()
-        if not rows:
-            return dropped
-        at = 0
-        while at < len(rows):
-            with file.writing() as db:
-                used = _used_bytes(db)
-                if used <= target_bytes:
-                    return dropped
-                size = min(_EVICTED_AT_ONCE, (used - target_bytes) * max(count - dropped, 1) // used + 1)
-                dropped += _delete(db, rows[at : at + size], "key = ? AND id = ?")
-            at += size
-
-
-def _delete(db: sqlite3.Connection, rows: Iterable[tuple[object, ...]], where: str) -> int:
-    """Delete entries and their vectors; an entry that is another one by now stays."""
-    ids: list[tuple[int]] = []
-    for row in rows:
-        found = db.execute(f"SELECT id FROM entry WHERE {where}", row).fetchall()  # noqa: S608
-        if found:
-            db.execute(f"DELETE FROM entry WHERE {where}", row)  # noqa: S608 - a constant of ours
-            ids += found
-    db.executemany("DELETE FROM data WHERE id = ?", ids)
-    return len(ids)
-
-
-def _shrink(file: Database, target_bytes: int) -> None:
-    """Give pages back to the disk until the file is no larger than this, in small transactions."""
-    while True:
-        with file.writing() as db:
-            free = _pragma(db, "freelist_count")
-            total = _pragma(db, "page_count") * _pragma(db, "page_size")
-            if not free or total <= target_bytes:
-                return
-            db.execute(f"PRAGMA incremental_vacuum({_FREED_AT_ONCE})").fetchall()
-            if _pragma(db, "freelist_count") == free:
-                return
-
-
-def _space_row(db: sqlite3.Connection, space: str, dimensions: int) -> int | None:
-    found = db.execute(
-        "SELECT id FROM space WHERE space = ? AND dimensions = ?", (space, dimensions)
-    ).fetchone()
-    return None if found is None else int(found[0])
-
-
-def _space_uses(db: sqlite3.Connection) -> Iterator[SpaceUse]:
-    sql = (
-        "SELECT space.space, model, dimensions, count(*), first_seen, min(used), max(used) "
-        "FROM entry JOIN space ON space.id = entry.space GROUP BY space.id ORDER BY count(*) DESC, space.id"
-    )
-    for space, model, dimensions, vectors, first_seen, oldest, newest in db.execute(sql).fetchall():
-        name = None if model is None else model.decode("utf-8", "replace")
-        yield SpaceUse(
-            space.decode("utf-8", "replace"),
-            name,
-            dimensions,
-            vectors,
-            vectors * dimensions * 4,
-            first_seen,
-            oldest * _HOUR,
-            newest * _HOUR,
-        )
-
-
-def _used_bytes(db: sqlite3.Connection) -> int:
-    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _pragma(db, "page_size")
-
-
-def _pragma(db: sqlite3.Connection, name: str) -> int:
-    return int(db.execute(f"PRAGMA {name}").fetchall()[0][0])
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
