@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import orjson
 
@@ -15,6 +16,14 @@ from vecmill.models.base import ModelInfo
 from vecmill.models.hosted.batches import BatchModel
 
 _RETRIED = frozenset({408, 409, 429})
+
+
+@runtime_checkable
+class Syncing(Protocol):
+    """A cache that can be told to bring what was put to the disk."""
+
+    def sync(self) -> None:
+        """Return when everything that was put survives a power cut."""
 
 
 @dataclass(slots=True)
@@ -73,6 +82,11 @@ class Answers:
         for number, status, _, code in self._lines(path):
             if number not in self.bought:
                 self.failed[number] = _may_succeed(status, code)
+
+    def sync(self) -> None:
+        """Make what was put survive a power cut, before the provider is told to forget its copy."""
+        if isinstance(self.cache, Syncing):
+            self.cache.sync()
 
     def left(self) -> tuple[list[int], list[int]]:
         """Return the lines to send again, and those that will not succeed."""

@@ -96,8 +96,8 @@ class LineKeys:
 class PartLimits:
     """What one line and one part may hold.
 
-    A line fails as a whole, so 512 texts keep small what is sent again; its answer, 4 to 16 MB, is all of a
-    batch that is in memory at once; and 50,000 texts still make only about a hundred lines.
+    A line fails as a whole, so 500 texts keep small what is sent again; its answer, 4 to 8 MB, is all of a
+    batch that is in memory at once; and a hundred such lines make the 50,000 texts of a full part.
 
     Attributes:
         line_texts, line_tokens: Of one request.
@@ -105,7 +105,7 @@ class PartLimits:
             50,000 lines, 200 MB.
     """
 
-    line_texts: int = 512
+    line_texts: int = 500
     line_tokens: int = 100_000
     texts: int = 50_000
     lines: int = 50_000

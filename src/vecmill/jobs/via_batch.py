@@ -415,6 +415,7 @@ class _Run:
                 break
         if await self.sender.downloaded(part.error_file, errors):
             await in_thread(answers.read_errors, errors)
+        await in_thread(answers.sync)
         retry, given_up = answers.left()
         if retry and part.round >= ROUNDS:
             retry, given_up = [], sorted((*retry, *given_up))
