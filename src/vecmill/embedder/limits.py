@@ -242,7 +242,7 @@ class Limiter:
 
     def _observe(self, ticket: Ticket, rates: RateLimits | None) -> None:
         if rates is not None:
-            self._tell(partial(_observe, ticket.grant, rates, self.now()))
+            self._tell(partial(_observe, ticket.grant, rates, self._caps, self.now()))
 
     def _tell(self, change: Change) -> None:
         """Change the shared state: at once, or where that takes a thread, with the next look at it."""
@@ -357,13 +357,14 @@ def _slow_down(grant: Grant, pause: float, now: float, state: State) -> None:
         state.slow_down(now)
 
 
-def _observe(grant: Grant, rates: RateLimits, now: float, state: State) -> None:
+def _observe(grant: Grant, rates: RateLimits, caps: Caps, now: float, state: State) -> None:
     state.requests.observe(
         limit=rates.limit_requests,
         remaining=rates.remaining_requests,
         reset=rates.reset_requests,
         seen=grant.requests,
         now=now,
+        cap=caps.requests,
     )
     state.tokens.observe(
         limit=rates.limit_tokens,
@@ -371,6 +372,7 @@ def _observe(grant: Grant, rates: RateLimits, now: float, state: State) -> None:
         reset=rates.reset_tokens,
         seen=grant.tokens,
         now=now,
+        cap=caps.tokens,
     )
 
 

@@ -120,6 +120,7 @@ class Meter:
         reset: float | None,
         seen: Seen,
         now: float,
+        cap: float | None = None,
     ) -> None:
         """Learn from a reply: the limit, and from the remainder what others use.
 
@@ -129,9 +130,12 @@ class Meter:
             reset: Seconds until all is there again.
             seen: What the meter said when the request went.
             now: When the reply came.
+            cap: The limit somebody set, for replies that name only what is left.
         """
-        if limit is None or not limit > 0 or (reset is not None and reset > _LONGEST_RESET):
-            limit = self.limit if limit is None else None
+        if reset is not None and reset > _LONGEST_RESET:
+            return
+        if limit is None or limit <= 0:
+            limit = cap if self.limit is None else self.limit
         else:
             self.limit = limit
         if limit is None or remaining is None or not 0 <= remaining <= limit:
@@ -158,12 +162,13 @@ class Meter:
         return self.rival * math.exp2(-max(at - self.rival_at, 0.0) / _HALF_LIFE)
 
     def _room(self, at: float, limit: float) -> float:
-        """Return what is ours in a minute."""
-        room = max(limit - self._rival(at), _LEAST * limit)
+        """Return what is ours in a minute: what the provider leaves us, if somebody set less then that."""
+        whole = limit if self.limit is None else self.limit
+        room = whole - self._rival(at)
         if self.kind == "bucket":
-            level = (self.allowance - self.total) / limit + 0.5 * max(at - self.seen_at, 0.0) / _MINUTE
-            room = min(room, limit * min(max(level / _FULL, _LEAST), 1.0))
-        return room
+            level = (self.allowance - self.total) / whole + 0.5 * max(at - self.seen_at, 0.0) / _MINUTE
+            room = min(room, whole * level / _FULL)
+        return min(max(room, _LEAST * limit), limit)
 
     def _flow(self, at: float, limit: float, factor: float) -> float:
         return self._room(at, limit) * PACE * factor / _MINUTE

@@ -71,6 +71,22 @@ def test_use_that_is_not_ours_slows_us_down_and_is_forgotten() -> None:
     assert later[-1] - later[-2] == pytest.approx(60 / (600 * PACE), rel=0.1)
 
 
+def test_others_within_what_somebody_left_them_do_not_slow_us_down() -> None:
+    state = State()
+    grant = _reserve(state, NOW)
+    state.requests.observe(limit=6000, remaining=4000, reset=30.0, seen=grant.requests, now=NOW)
+    moments = [_reserve(state, NOW).at for _ in range(20)]
+    assert moments[-1] - moments[-2] == pytest.approx(60 / (600 * PACE), rel=0.01)
+
+
+def test_a_remainder_without_a_limit_is_held_against_the_limit_somebody_set() -> None:
+    state = State()
+    grant = _reserve(state, NOW)
+    state.requests.observe(limit=None, remaining=200, reset=None, seen=grant.requests, now=NOW, cap=600)
+    assert state.requests.limit is None
+    assert state.requests.rival > 300
+
+
 def test_our_own_use_is_no_rival() -> None:
     state, now = State(), NOW
     for i in range(300):
