@@ -1,8 +1,9 @@
-"""What every provider promises, asked of the local ones and of the fake that stands in for them."""
+"""What every provider promises, asked of local and hosted ones and of the fake that stands in for them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,53 @@ from vecmill.core.config import load_settings
 from vecmill.core.errors import TextTooLongError
 from vecmill.core.types import InputType
 from vecmill.models.base import Encoded, Provider
+from vecmill.models.hosted.connection import Connection, Facts
+from vecmill.models.hosted.provider import HostedProvider
 from vecmill.models.local.provider import load
 from vecmill.testing.fakes import FakeProvider
+from vecmill.testing.simulator import Simulator, simulator_thread
 
 GOLDEN = Path(__file__).parents[1] / "data" / "models"
 TEXTS = ("the mill turns", "grain into flour and flour into bread", "", "old stone bridge", "the mill turns")
 NAMES = (
     "fake",
+    "hosted",
     "all-MiniLM-L6-v2",
     *(str(GOLDEN / name) for name in ("bert-prompts", "roberta-cls", "onnx-sentences")),
 )
 
 
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with simulator_thread() as running:
+        yield running
+
+
 @pytest.fixture(params=NAMES, ids=lambda name: Path(name).name)
-def provider(request: pytest.FixtureRequest) -> Provider:
-    """Every kind of provider that runs without a network."""
+def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """Every kind of provider, without a network."""
     if request.param == "fake":
-        return FakeProvider()
-    return load(request.param, settings=load_settings())
+        made: Provider = FakeProvider()
+    elif request.param == "hosted":
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        made = hosted(request.getfixturevalue("simulator"))
+    else:
+        made = load(request.param, settings=load_settings())
+    yield made
+    if request.param == "hosted":
+        asyncio.run(made.close())
+
+
+def hosted(simulator: Simulator) -> HostedProvider:
+    """A hosted model with a prefix: without one an empty text is refused by the other side."""
+
+    async def login() -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {simulator.key}"}
+
+    name = "text-embedding-3-small"
+    facts = Facts(catalogue_name=name, dimensions=1536, mrl=True, document_prefix="text: ")
+    url = f"{simulator.url}/embeddings"
+    return HostedProvider(Connection("openai", f"openai:{name}", name, url, login, facts), max_tokens=64)
 
 
 def encode(provider: Provider, *texts: str, input_type: InputType = InputType.DOCUMENT) -> Encoded:
