@@ -355,7 +355,7 @@ class _Run:
         await in_thread(self.store.set_planned, None)
         await in_thread(self.store.forget, part)
         first = status.errors[0] if status.errors else None
-        why = f"{first.code}: {first.message}" if first else "without a reason"
+        why = f"{first.code}: {first.message[:200]}" if first else "without a reason."
         at = f" in line {first.line}" if first and first.line else ""
         raise RefusedError(
             f"{self.provider.info.name} refuses batch {status.id}{at}, {why} Nothing was paid for it; leave "
