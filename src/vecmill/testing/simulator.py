@@ -46,6 +46,9 @@ _DOORS = {
     "/inference/embeddings": "github",
 }
 
+_BACKLOG = 4096
+"""Connections that wait to be accepted. One more is tried again after a real second: ages of virtual time."""
+
 
 class Simulator(Ledger):
     """A provider that costs nothing and remembers everything but the texts; what it counts, `Ledger` says.
@@ -89,7 +92,7 @@ class Simulator(Ledger):
             self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        await web.TCPSite(self._runner, host, port, backlog=_BACKLOG).start()
         port = self._runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host
         self._origin = f"http://{shown}:{port}"
