@@ -119,7 +119,7 @@ class SqliteStore:
                 return self._fall_back(error).read(key)
 
     def change(self, key: str, change: Callable[[State], T]) -> T:
-        """Change the state of an endpoint, in one transaction of about 0.1 ms."""
+        """Change the state of an endpoint, in one short transaction."""
         with self._lock:
             if self._instead is not None:
                 return self._instead.change(key, change)
