@@ -30,8 +30,11 @@ def start(path: Path, seed: int, *, puts: int, texts: int, max_bytes: int) -> su
     )
 
 
-def run_together(path: Path, *, puts: int, texts: int, max_bytes: int) -> set[int]:
-    """Let them all begin at one moment; return the numbers they put."""
+def run_together(path: Path, *, puts: int, texts: int, max_bytes: int, said: str = "") -> set[int]:
+    """Let them all begin at one moment; return the numbers they put.
+
+    Together they log one line with `said` in it, or, without that, nothing.
+    """
     processes = [start(path, seed, puts=puts, texts=texts, max_bytes=max_bytes) for seed in range(PROCESSES)]
     for process in processes:
         assert process.stdout is not None
@@ -41,13 +44,15 @@ def run_together(path: Path, *, puts: int, texts: int, max_bytes: int) -> set[in
         process.stdin.write("\n")
         process.stdin.flush()
     put: set[int] = set()
+    logged = ""
     for process in processes:
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-        assert errors == ""
+        logged += errors
         *numbers, (_, wrong) = [json.loads(line) for line in output.splitlines()]
         assert wrong == 0
         put.update(*numbers)
+    assert logged.splitlines() == [line for line in logged.splitlines() if said and said in line][:1]
     return put
 
 
@@ -71,3 +76,13 @@ def test_sixteen_processes_over_the_limit_evict_together_and_spoil_nothing(tmp_p
     assert 400 < there < 1_000
     assert cache.info().used_bytes <= limit
     cache.close()
+
+
+def test_sixteen_processes_that_find_a_damaged_file_set_it_aside_once(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.sqlite"
+    path.write_bytes(b"SQLite format 3\0" + b"\x55" * 100_000)
+    put = run_together(path, puts=6, texts=1_000, max_bytes=1 << 30, said="is damaged")
+    cache = SqliteCache(path)
+    assert cache_process.wrong_among(cache, np.array(sorted(put))) == (len(put), 0)
+    cache.close()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.damaged-1"]

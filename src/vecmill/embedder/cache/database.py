@@ -29,23 +29,25 @@ VERSION = 1
 """Of the tables; a file of another version is set aside."""
 
 PAGE_BYTES = 32_768
-"""Chosen on 2 cores, SQLite 3.40, 16,384 vectors of 1,536 dimensions in puts of 64, fresh file:
+"""Measured on 2 cores, SQLite 3.40, medians of 3 runs: 9,600 vectors of 1,536 dimensions, 64 a put and a get,
+a new file, its checkpoints included.
 
-    page   bytes a row  put/s   ms CPU a put  get/s
-    4 KB   8,251        17 k    2.6           116 k
-    8 KB   8,246        16 k    1.7           139 k
-    16 KB  8,242        17 k    1.5            92 k
-    32 KB  6,602        32 k    1.2           107 k
-    64 KB  6,612        23 k    2.1            93 k
+    page   bytes a row  put/s  CPU ms a put  get/s  CPU ms a get
+    4 KB   8,252        21 k   2.16           95 k  0.61
+    8 KB   8,250        27 k   1.69          133 k  0.48
+    16 KB  8,247        34 k   1.39          116 k  0.55
+    32 KB  6,612        41 k   1.15           90 k  0.64
+    64 KB  6,636        45 k   1.06           76 k  0.75
 
-A page of 32 KB holds five such rows, smaller ones one or two with the rest empty. 384 dimensions take 1,610
-bytes a row (2,096 with 4 KB pages), 3,072 take 16,434 (12,857). With 300,000 other keys in the file a put
-takes 3.0 ms instead of 1.2, as nearly each key has an index page of its own to write (2.6 with 8 KB pages).
+A page of 32 KB holds five such rows, smaller ones one or two with the rest empty. 384 dimensions take 1,621
+bytes a row (2,096 with 4 KB pages), 3,072 take 16,452 (12,859). What larger pages cost: with 300,000 other
+keys in the file a put takes 3.0 ms (2.6 with 8 KB), as nearly each key has an index page of its own to write.
+In puts and gets of 512: 54 k and 95 k vectors a second.
 """
 
 _WAL_PAGES = 1_000
-"""Frames after which the writer brings the WAL into the file: 32 MB. SQLite's 1,000 pages of 4 KB cost a
-quarter more CPU a put, since pages that are written again and again are copied each time."""
+"""Frames after which the writer brings the WAL into the file: 32 MB. With 8 MB a put took up to twice the
+CPU, since pages that are written again and again are copied each time."""
 
 _SECONDS_TO_WRITE = 30.0
 _SECONDS_TO_OPEN = 10.0

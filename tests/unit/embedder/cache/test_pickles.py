@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import os
 import pickle
@@ -15,10 +16,12 @@ import pytest
 
 from vecmill.core.errors import CorruptFileError, FormatVersionError, StorageError
 from vecmill.core.space import space_id
+from vecmill.core.types import InputType
 from vecmill.embedder.cache.base import cache_keys
 from vecmill.embedder.cache.memory import MemoryCache
 from vecmill.embedder.cache.pickles import Problem, import_pickle, read_pickle_cache
 from vecmill.embedder.cache.sqlite import SqliteCache
+from vecmill.models.resolve import open_model
 
 ADA = "text-embedding-ada-002"
 OWN = "somebody-elses-model"
@@ -311,6 +314,23 @@ def test_engines_of_long_ago_have_spaces_of_their_own(path: Path) -> None:
     assert import_pickle(path, cache).engines == {old: 1, ADA: 1}
     space = space_id("hosted", old)
     assert cache.get(space, cache_keys(space, ["a"]), dimensions=2)[1].tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("model", [ADA, "text-embedding-3-small"])
+def test_the_model_of_an_engines_name_finds_what_was_imported(
+    path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-nobodys")
+    write(path, {(f"text {i}", model): row.tolist() for i, row in enumerate(vectors(3, 1536))})
+    cache = MemoryCache()
+    import_pickle(path, cache)
+    provider = open_model(f"openai:{model}")
+    sent = provider.encode(["text 2", "text 0", "text 7"], input_type=InputType.DOCUMENT)
+    keys = cache_keys(provider.info.space, sent.texts, variant=sent.variant)
+    at, found = cache.get(provider.info.space, keys, dimensions=provider.info.width)
+    asyncio.run(provider.close())
+    assert at.tolist() == [0, 1]
+    assert found.tobytes() == vectors(3, 1536)[[2, 0]].tobytes()
 
 
 def test_a_cache_that_keeps_nothing_is_no_success(path: Path, tmp_path: Path) -> None:

@@ -305,6 +305,35 @@ def test_a_folder_that_cannot_be_made_is_said_once(tmp_path: Path, caplog: pytes
     assert "new vectors are not kept" in caplog.text
 
 
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY])
+@pytest.mark.parametrize("refused", [{"mode=rw"}, {"mode=rw", "mode=ro"}])
+def test_what_may_only_be_read_is_read(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    refused: set[str],
+) -> None:
+    cache = SqliteCache(path)
+    cache.put(SPACE, keys_of("a"), made(1))
+    cache.close()
+    connect = database._connect
+
+    def connect_as_allowed(path: Path, mode: str, *, create: bool) -> sqlite3.Connection:
+        if mode in refused:
+            error = sqlite3.OperationalError("not allowed")
+            error.sqlite_errorcode = code
+            raise error
+        return connect(path, mode, create=create)
+
+    monkeypatch.setattr(database, "_connect", connect_as_allowed)
+    for _ in range(2):
+        assert cache.get(SPACE, keys_of("a", "b"), dimensions=8)[0].tolist() == [0]
+        cache.put(SPACE, keys_of("b"), made(1))
+    cache.close()
+    assert [record.message.count("new vectors are not kept") for record in caplog.records] == [1]
+
+
 def test_what_was_used_is_evicted_last(path: Path) -> None:
     now = Now()
     cache = SqliteCache(path, max_bytes=3 << 20, now=now)
