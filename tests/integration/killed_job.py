@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vecmill.core import durable
 from vecmill.core.config import load_settings
-from vecmill.embedder.probe import cached_probe
+from vecmill.embedder.channel import Channel
 from vecmill.jobs import windows
 from vecmill.jobs.plan import make_plan
 from vecmill.jobs.run import run
@@ -43,7 +43,7 @@ async def job(source: str, output: str) -> None:
 
 if __name__ == "__main__":
     windows.WINDOW_ROWS = 8
-    asyncio.run(cached_probe(FakeProvider(dimensions=8), load_settings().cache_dir))  # not in the count
+    asyncio.run(Channel.to(FakeProvider(dimensions=8), load_settings()).probe())  # not in the count
     killer = Killer(int(sys.argv[3]))
     with durable.watching(killer):
         asyncio.run(job(sys.argv[1], sys.argv[2]))

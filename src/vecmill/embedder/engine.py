@@ -12,7 +12,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -29,7 +29,7 @@ from vecmill.core.errors import (
 from vecmill.core.types import IntArray, Usage, Vectors
 from vecmill.embedder.batching import batches
 from vecmill.embedder.budget import Budget
-from vecmill.embedder.limits import Limiter, Ticket
+from vecmill.embedder.limits import ABOVE_LIMIT, Limiter, Ticket
 from vecmill.embedder.retry import RetryPolicy, as_quota
 from vecmill.models.base import Advance, Encoded, HostedProvider, RateLimits, Reply, no_advance
 
@@ -119,9 +119,9 @@ class Engine:
         Raises:
             ProviderError: It cannot be asked.
         """
-        loop = asyncio.get_running_loop()
-        failed_at: float | None = None
-        attempt, usage = 1, Usage()
+        # three short texts: asking often costs nothing, and without the answer nothing can begin
+        patient = replace(self.retry, reply_attempts=self.retry.attempts)
+        tries, usage = _Tries(patient, self.random), Usage()
         while True:
             ticket = await self.limiter.acquire(_PROBE_TOKENS)
             try:
@@ -140,13 +140,9 @@ class Engine:
                 self.limiter.failed(ticket)
                 raise
             usage += Usage(requests=1, unsure_tokens=_PROBE_TOKENS if _may_be_billed(failure) else 0)
-            failed_at = loop.time() if failed_at is None else failed_at
-            elapsed = loop.time() - failed_at
-            wait = self.retry.wait(failure, attempt=attempt, elapsed=elapsed, random=self.random)
+            wait = tries.wait(failure)
             if wait is None:
-                quota = as_quota(failure, self.limiter.now()) if isinstance(failure, RateLimitError) else None
-                raise quota or failure
-            attempt += not isinstance(failure, RateLimitError)
+                raise as_quota(failure, self.limiter.now()) or failure
             await asyncio.sleep(wait)
 
     async def drained(self) -> None:
@@ -270,24 +266,17 @@ class _Run:
             waited: Whether the request counts among those that wait to be sent.
         """
         part = self.work.take(rows)
-        loop = asyncio.get_running_loop()
-        failed_at: float | None = None
-        attempt, tries, answered = 1, 0, self.answered
+        tries, answered = _Tries(retry, self.engine.random), self.answered
         while self.into.stopped is None:
-            tries += 1
             try:
                 reply = await self._ask(part, waited=waited)
             except RefusedError as error:
-                error.attempts = tries
+                error.attempts = tries.made + 1
                 return await self._refused(rows, error, retry)
             except (RateLimitError, UnavailableError, BadReplyError) as error:
-                error.attempts = tries
-                failed_at = loop.time() if failed_at is None else failed_at
-                elapsed = loop.time() - failed_at
-                wait = retry.wait(error, attempt=attempt, elapsed=elapsed, random=self.engine.random)
+                wait = tries.wait(error)
                 if wait is None:
                     return await self._gave_up(rows, error, healthy=self.answered > answered)
-                attempt += not isinstance(error, RateLimitError)
                 if not await self._sleep(wait):
                     return None
             except (ProviderError, BudgetReachedError) as error:
@@ -321,38 +310,41 @@ class _Run:
                 ticket = await engine._unless_halted(engine.limiter.acquire(tokens))
             finally:
                 engine._wait_more(-waited)
+            most = engine.limiter.most_tokens
+            if most is not None and tokens > most and len(part) > 1:  # learned since it was packed
+                engine.limiter.unused(ticket)
+                raise RefusedError("packed too large", reason="max_request_tokens", code=ABOVE_LIMIT)
             reply = await self._exchange(part, ticket)
             billed = reply.usage.usd
             return reply
-        except (BadReplyError, UnavailableError) as error:
-            self.into.usage += Usage(requests=1, unsure_tokens=tokens if _may_be_billed(error) else 0)
-            billed = held if isinstance(error, BadReplyError) else 0.0
-            raise
-        except ProviderError:
-            self.into.usage += Usage(requests=1)
+        except BadReplyError:
+            billed = held
             raise
         finally:
             engine.budget.settle(held, billed)
 
     async def _exchange(self, part: Encoded, ticket: Ticket) -> Reply:
-        limiter = self.engine.limiter
-        settled = False
+        limiter, failure = self.engine.limiter, True
         try:
             reply = await self.engine.provider.embed(part)
             limiter.succeeded(ticket, tokens=reply.usage.tokens, rates=reply.rates)
-            settled = True
+            failure = False
+            return reply
         except RateLimitError as error:
             limiter.limited(ticket, retry_after=error.retry_after, rates=_rates(error))
-            settled = True
+            failure = False
+            self.into.usage += Usage(requests=1)
             raise
         except ProviderError as error:
             limiter.failed(ticket, rates=_rates(error))
-            settled = True
+            failure = False
+            unsure = int(part.tokens.sum()) if _may_be_billed(error) else 0
+            self.into.usage += Usage(requests=1, unsure_tokens=unsure)
             raise
         finally:
-            if not settled:
+            if failure:  # cancelled: it was sent, and nobody knows how it ended
                 limiter.failed(ticket)
-        return reply
+                self.into.usage += Usage(requests=1, unsure_tokens=int(part.tokens.sum()))
 
     def _keep(self, rows: IntArray, part: Encoded, reply: Reply) -> None:
         into = self.into
@@ -369,8 +361,9 @@ class _Run:
     async def _refused(self, rows: IntArray, error: RefusedError, retry: RetryPolicy) -> None:
         learned = _LEARN.get(error.reason)
         if learned is not None and len(rows) > 1:
-            self._learn(rows, error)
-            self.searching = error.limit is None
+            if error.code != ABOVE_LIMIT:
+                self._learn(rows, error)
+                self.searching = error.limit is None
             self._queue([rows], first=True)  # packed anew when its turn comes
             return
         if error.reason == "request":
@@ -454,6 +447,39 @@ def apportion(total: int, weights: IntArray) -> IntArray:
     if missing > 0:
         shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
     return shares
+
+
+@dataclass(slots=True)
+class _Tries:
+    """How often one request was tried, and how that ended.
+
+    Wrong replies are counted apart from failures: each may have been billed, so fewer are allowed.
+    """
+
+    retry: RetryPolicy
+    random: random.Random
+    made: int = 0
+    failed: int = 0
+    wrong: int = 0
+    failed_at: float = 0.0
+
+    def wait(self, error: ProviderError) -> float | None:
+        """Note a failed try; return the seconds to wait before the next, or None to give up."""
+        moment = asyncio.get_running_loop().time()
+        if not self.made:
+            self.failed_at = moment
+        self.made += 1
+        error.attempts = self.made
+        if isinstance(error, BadReplyError):
+            self.wrong += 1
+            attempt = self.wrong
+        else:
+            self.failed += not isinstance(error, RateLimitError)
+            attempt = max(self.failed, 1)
+        if self.failed + self.wrong >= self.retry.attempts:
+            return None
+        elapsed = moment - self.failed_at
+        return self.retry.wait(error, attempt=attempt, elapsed=elapsed, random=self.random)
 
 
 def _may_be_billed(error: ProviderError) -> bool:

@@ -26,6 +26,9 @@ from vecmill.embedder.limit_store import LimitStore, MemoryStore, SqliteStore
 from vecmill.embedder.pacing import PACE, Caps, Grant, State
 from vecmill.models.base import Endpoint, RateLimits
 
+ABOVE_LIMIT = "above_tokens_per_minute"
+"""Code of a refusal that is ours: the request has more tokens than a minute takes."""
+
 Change: TypeAlias = Callable[[State], None]
 
 _START = 4  # requests under way at first
@@ -298,7 +301,7 @@ class Limiter:
             limit=most,
             provider=self.endpoint.name.partition(":")[0],
             model=self.endpoint.name,
-            code="above_tokens_per_minute",
+            code=ABOVE_LIMIT,
         )
 
     async def _release(self, granted: Sequence[tuple[_Waiter, Grant]]) -> None:

@@ -269,12 +269,34 @@ async def _planned(
         resolve, inputs, spool_dir=spool_dir, format=options.format, exclude=target.path
     )
     seen, text = await asyncio.to_thread(_scan, sources, options)
-    if provider is None:
-        provider = await asyncio.to_thread(_open, options, settings)
-    channel = Channel.to(provider, settings, cache=options.cache, max_usd=options.max_usd)
-    if ask:
-        await channel.learn()
-    _ensure_via(options, channel)
+    opened = provider or await asyncio.to_thread(_open, options, settings)
+    try:
+        channel = Channel.to(opened, settings, cache=options.cache, max_usd=options.max_usd)
+        _ensure_via(options, channel)
+        if ask:
+            await channel.learn()
+        return await _with_model(
+            inputs, target, options, settings, policy, sources, seen, text, channel, spool_dir
+        )
+    except BaseException:
+        if provider is None:
+            await opened.close()
+        raise
+
+
+async def _with_model(
+    inputs: Sequence[str | Path],
+    target: Target,
+    options: JobOptions,
+    settings: Settings,
+    policy: Policy,
+    sources: Sources,
+    seen: Scan,
+    text: Template | TextColumn,
+    channel: Channel,
+    spool_dir: Path,
+) -> Plan:
+    provider = channel.provider
     layout = make_layout(
         seen.schema,
         dimensions=max(provider.info.dimensions, 1),
