@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -30,6 +30,7 @@ class System:
         python: The interpreter that has its packages.
         options: What the worker needs: model folder, precision, threads, cores.
         script: The worker.
+        environment: Variables its process has besides.
     """
 
     name: str
@@ -37,6 +38,7 @@ class System:
     python: Path
     options: dict[str, Any]
     script: Path = _HERE / "worker.py"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Worker:
 
     Args:
         system: What to load.
+
+    Attributes:
+        ready: What it said when it was up.
+        start: What that took.
 
     Raises:
         ProviderError: It did not come up.
@@ -77,7 +83,7 @@ class Worker:
             env=_environment(system),
         )
         try:
-            ready = self._reply()
+            self.ready = ready = self._reply()
         except BaseException:
             self.close()
             raise
@@ -88,13 +94,13 @@ class Worker:
 
     def embed(self, texts_file: Path) -> Timing:
         """Embed the texts of a JSON file and return what it took."""
-        reply = self._ask({"do": "embed", "texts": str(texts_file)})
+        reply = self.ask({"do": "embed", "texts": str(texts_file)})
         self.rss_bytes, self.tokens = reply["rss_bytes"], reply["tokens"]
         return Timing(reply["wall"], reply["cpu"])
 
     def save(self, to: Path) -> None:
         """Write the vectors of the last `embed` as npy."""
-        self._ask({"do": "save", "to": str(to)})
+        self.ask({"do": "save", "to": str(to)})
 
     def close(self) -> None:
         """End the process."""
@@ -118,7 +124,12 @@ class Worker:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request, JSON values all, and return the answer.
+
+        Raises:
+            ProviderError: The process has ended.
+        """
         assert self._process.stdin is not None  # noqa: S101 - opened as a pipe above
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -215,6 +226,7 @@ def _environment(system: System) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false" if threads == "1" else "true",
+        **system.environment,
     }
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -140,18 +141,22 @@ SYSTEMS: dict[str, type[Any]] = {
 }
 
 
-def serve(name: str, options: dict[str, Any], requests: TextIO, replies: TextIO) -> None:
-    """Load a system, embed one text, say so, then answer requests until the pipe ends."""
-    _pin(options["cores"])
-    system = SYSTEMS[name](options)
-    system.embed([options["first"]])
+def serve(system_class: type[Any], options: dict[str, Any], requests: TextIO, replies: TextIO) -> None:
+    """Load a system, embed one text, say so, then answer requests until the pipe ends.
+
+    A system with a method `prepare` gets the texts through it, before the clock runs.
+    """
+    pin(options["cores"])
+    system = system_class(options)
+    prepare = getattr(system, "prepare", list)
+    system.embed(prepare([options["first"]]))
     versions = {package: _version(package) for package in system.packages}
     _say(replies, {"ready": True, "cpu": time.process_time(), "rss_bytes": _rss(), "versions": versions})
     vectors = np.empty((0, 0), np.float32)
     for line in requests:
         request = json.loads(line)
         if request["do"] == "embed":
-            texts = json.loads(Path(request["texts"]).read_text("utf-8"))
+            texts = prepare(json.loads(Path(request["texts"]).read_text("utf-8")))
             cpu, wall = time.process_time(), time.perf_counter()
             vectors = system.embed(texts)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -162,7 +167,8 @@ def serve(name: str, options: dict[str, Any], requests: TextIO, replies: TextIO)
             _say(replies, {"saved": len(vectors)})
 
 
-def _pin(cores: list[int] | None) -> None:
+def pin(cores: list[int] | None) -> None:
+    """Keep this process on these cores, where the system can."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
@@ -193,11 +199,12 @@ def _say(replies: TextIO, message: dict[str, Any]) -> None:
     replies.flush()
 
 
-def _main() -> None:
+def main(systems: Mapping[str, type[Any]] = SYSTEMS) -> None:
+    """Serve the system that the command line names, over the pipes."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print must not reach the pipe
-    serve(sys.argv[1], json.loads(sys.argv[2]), sys.stdin, replies)
+    serve(systems[sys.argv[1]], json.loads(sys.argv[2]), sys.stdin, replies)
 
 
 if __name__ == "__main__":
-    _main()
+    main()

@@ -22,7 +22,7 @@ _STORIES = (0, 1, 2, 3)
 _WEIGHTS = (4, 5, 2, 1)
 _ATTEMPTS = 20
 
-_SENTENCES = (
+SENTENCES = (
     "The mill by the river grinds wheat and rye for three villages.",
     "A new wheel was cut from oak last winter.",
     "Flour is sold in bags of one, five and twenty-five kilograms.",
@@ -152,8 +152,8 @@ def synthetic_stories(n: int = 200, *, seed: int = 0) -> list[tuple[str, str]]:
     chance = random.Random(seed)  # noqa: S311 - a sample, no secret
     return [
         (
-            chance.choice(_SENTENCES)[:60].rpartition(" ")[0],
-            " ".join(chance.sample(_SENTENCES, chance.randint(1, 5))),
+            chance.choice(SENTENCES)[:60].rpartition(" ")[0],
+            " ".join(chance.sample(SENTENCES, chance.randint(1, 5))),
         )
         for _ in range(n)
     ]

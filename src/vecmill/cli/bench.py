@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from vecmill.cli.exit_codes import COULD_NOT_RUN, OK
 from vecmill.cli.output import emit, plain, say, tell
 from vecmill.core.config import load_settings
 
@@ -133,3 +134,64 @@ def local(
         emit(asdict(report) if is_dataclass(report) else report)
         return
     say(*(plain(line, keep_lines=True) for line in render(report)))
+
+
+@bench.command()
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Requests of a round, 64 texts each.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=7, show_default=True, metavar="N", help="Rounds kept."
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="Rows of a round sent by a request each.",
+)
+@click.option("--full", is_flag=True, help="Send 2,000 rows that way too, once: 100 s.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order and the texts."
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Write the result file.",
+)
+@click.option(
+    "--peer-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Interpreter that has the SDK.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def client(as_json: bool, **given: Any) -> int:
+    """Compare what asking a hosted model costs here and through the openai SDK.
+
+    A simulated provider answers on this machine; nothing is sent elsewhere. Prints how many times fewer CPU
+    seconds a text takes the provider alone and the whole Embedder (tokens counted, replies checked, cache
+    written), and how many times fewer wall seconds 2,000 rows take than a request for each, where a reply
+    takes 50 ms. Exits with 1 where one is below its gate. Takes a minute; the SDK comes with `vecmill[test]`.
+
+    \b
+    vecmill bench client
+    vecmill bench client --rounds 15 --full -o result.json
+    """  # noqa: D301 - the character by which click keeps the lines
+    from vecmill.bench.client import run_client
+    from vecmill.bench.client_report import render
+
+    report = run_client(command=shlex.join(["vecmill", *sys.argv[1:]]), say=tell, **given)
+    if as_json:
+        emit(report.record())
+    else:
+        say(*(plain(line, keep_lines=True) for line in render(report)))
+    return COULD_NOT_RUN if report.missed else OK

@@ -33,5 +33,4 @@ class Fake:
         return (vectors + noise).astype(np.float32)
 
 
-worker.SYSTEMS = dict.fromkeys(("vecmill", "sentence-transformers", "onnxruntime"), Fake)
-worker._main()
+worker.main(dict.fromkeys(("vecmill", "sentence-transformers", "onnxruntime"), Fake))
