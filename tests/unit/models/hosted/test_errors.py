@@ -73,6 +73,15 @@ def test_refused_key_says_where_to_look(status: int, provider: str, variable: st
     assert KEY[-4:] not in str(error)
 
 
+def test_words_about_a_refused_key_are_not_shown() -> None:
+    assert "9xz" not in str(error_of(401, "The key that ends with 9xz is wrong."))
+
+
+def test_code_is_a_word_or_nothing() -> None:
+    assert error_of(400, code="some.code-1").code == "some.code-1"
+    assert error_of(400, code="a whole sentence of somebody").code == ""
+
+
 def test_origin_of_the_key_is_named_where_the_login_knows_it() -> None:
     made = connection()
     made.login.origin = "file:/run/key"  # type: ignore[attr-defined]  # what is tested
@@ -101,6 +110,7 @@ RATES = {
         {},
         20,
     ),
+    "quota in passing": ("You have exceeded the token rate limit of your quota.", {}, None),
     "seconds": ("", {"retry-after": "3"}, 3),
     "milliseconds": ("", {"retry-after-ms": "70", "retry-after": "1"}, 0.07),
     "date": ("", {"retry-after": formatdate(NOW + 9, usegmt=True)}, 9),
@@ -380,7 +390,8 @@ LEAKS = {
     "the login": f"header Bearer {KEY} is wrong",
     "its end": f"key ending in {KEY[-8:]} is wrong",
     "its beginning and stars": "wrong key sk-plan****5678",
-    "another key": "use ghp_0123456789abcdef0123456789abcdef0123",
+    "another key": "use ghp_q9w8e7r6t5y4u3i2o1p0a9s8d7f6g5h4",
+    "a key alone": "ghp_q9w8e7r6t5y4u3i2o1p0a9s8d7f6g5h4",
     "a token": "eyJhbGciOiJIUzI1NiJ9 has expired",
 }
 
@@ -391,7 +402,7 @@ def test_no_text_and_no_key_is_shown(status: int, message: str) -> None:
     said = {"error": {"message": message, "code": message, "type": message, "param": message}}
     error = error_of(status, body=said, headers={"x-request-id": f"{message}"[:99].replace("\n", " ")})
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
-    for part in (TEXT, TEXT[:31], TEXT[20:51], KEY, KEY[:12], KEY[-8:], "ghp_0123", "eyJhbGci", "5678"):
+    for part in (TEXT, TEXT[:31], TEXT[20:51], KEY, KEY[:12], KEY[-8:], "ghp_q9w8", "eyJhbGci", "5678"):
         assert part not in shown
 
 

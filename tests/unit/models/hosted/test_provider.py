@@ -138,7 +138,7 @@ async def serving(
     origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def login() -> Mapping[str, str]:
-        return {"Authorization": "Bearer sk-here"}
+        return {"Authorization": "Bearer sk-here-0123"}
 
     try:
         yield Connection("openai", "openai:m", "m", f"{origin}/v1/embeddings", login, UNKNOWN), bodies
@@ -244,7 +244,7 @@ def test_request_says_what_it_must_and_no_more() -> None:
         assert set(bodies[0]) - {"", "headers"} == {"input", "model", "encoding_format"}
         assert (bodies[0]["model"], bodies[0]["encoding_format"]) == ("m", "base64")
         assert bodies[0]["headers"]["OpenAI-Project"] == "p"
-        assert bodies[0]["headers"]["Authorization"] == "Bearer sk-here"
+        assert bodies[0]["headers"]["Authorization"] == "Bearer sk-here-0123"
         assert bodies[0]["headers"]["Content-Type"] == "application/json"
         assert bodies[1]["user"] == "u-1"
 
@@ -310,16 +310,16 @@ def test_prefixes_are_sent_and_counted() -> None:
 def test_queries_of_a_pair_go_to_the_other_model() -> None:
     async def main() -> None:
         async with serving(lambda body: numbers(body, model=body["model"])) as (connection, bodies):
-            facts = replace(UNKNOWN, query_model="m-query", catalogue_name=SMALL, dimensions=6)
+            facts = replace(UNKNOWN, query_model="text-embedding-3-large", catalogue_name=SMALL, dimensions=6)
             made = replace(connection, facts=facts, vouched=True)
             async with opened(made) as provider:
                 query = provider.encode(["mill"], input_type=InputType.QUERY)
-                assert (query.variant, documents(provider, "a").variant) == ("m-query", "")
-                assert query.take([0]).variant == "m-query"
-                assert provider.truncate(query, max_tokens=1).variant == "m-query"
+                assert (query.variant, documents(provider, "a").variant) == ("text-embedding-3-large", "")
+                assert query.take([0]).variant == "text-embedding-3-large"
+                assert provider.truncate(query, max_tokens=1).variant == "text-embedding-3-large"
                 await provider.embed(query)
                 await embedding(provider, "a")
-        assert [body["model"] for body in bodies] == ["m-query", "m"]
+        assert [body["model"] for body in bodies] == ["text-embedding-3-large", "m"]
 
     asyncio.run(main())
 
@@ -488,6 +488,25 @@ def test_what_is_unusual_and_right_is_taken(kind: str) -> None:
             assert np.allclose(reply.vectors, simulator.vectors(TEXTS), atol=1e-7)
 
     with_simulator(use, Scenario(faults=(Fault(kind),)))
+
+
+def test_refusal_that_quotes_text_and_key_shows_neither() -> None:
+    planted = "A planted text nobody may read in an error."
+
+    def refuse(body: dict[str, Any]) -> web.Response:
+        text = body["input"][0]
+        quoted = text if text == planted else "Bearer sk-here-0123"
+        return web.json_response({"error": {"message": f"no: {quoted}"}}, status=400)
+
+    async def main() -> None:
+        async with serving(refuse) as (connection, _), opened(connection) as provider:
+            for text in (planted, "fine"):
+                with pytest.raises(RefusedError) as caught:
+                    await embedding(provider, text)
+                assert planted not in str(caught.value)
+                assert "sk-here-0123" not in str(caught.value)
+
+    asyncio.run(main())
 
 
 def test_reply_names_who_it_came_from() -> None:

@@ -312,6 +312,16 @@ NOW = 1_800_000_000.0
             "",
             2,
         ),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "2s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "3s",
+            },
+            "",
+            3,
+        ),
         ({"x-ratelimit-reset-requests": "9s", "x-ratelimit-reset-tokens": "4s"}, "", 4),
         ({}, "", None),
     ],
