@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
+import socket
 import threading
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from vecmill.testing import clock
 from vecmill.testing.clock import START, VirtualLoop, run_virtual
 
 
@@ -58,27 +61,40 @@ def test_timeouts_are_virtual() -> None:
     assert run_virtual(main()) == 600.0
 
 
+def work() -> None:
+    """Take some real time, without the interpreter's lock."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)
+
+
 def test_work_in_a_thread_holds_the_time() -> None:
-    async def main() -> float:
+    async def main() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
         timer = asyncio.create_task(asyncio.sleep(3600))
-        running = threading.Event()
-        may_end = threading.Event()
-
-        def work() -> float:
-            running.set()
-            may_end.wait(10)
-            return loop.time()
-
-        job = asyncio.create_task(asyncio.to_thread(work))
-        await asyncio.to_thread(running.wait, 10)  # the loop waits for a thread, with a timer pending
-        may_end.set()
-        during = await job
-        assert loop.time() == 0.0
+        await asyncio.to_thread(work)
+        after_work = loop.time()
         await timer
-        return during
+        return after_work, loop.time()
 
-    assert run_virtual(main()) == 0.0
+    assert run_virtual(main()) == (0.0, 3600.0)
+
+
+def test_what_arrives_in_the_moment_before_a_jump_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "_GRACE_MOST", 60.0)
+
+    async def main() -> tuple[bytes, float]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            timer = asyncio.create_task(asyncio.sleep(60_000))
+            thread = threading.Thread(target=lambda: (work(), theirs.sendall(b"here")))
+            thread.start()  # not through the loop: nothing holds the time but the moment of grace
+            received = await loop.sock_recv(ours, 10)
+            thread.join()
+            timer.cancel()
+        return received, loop.time()
+
+    assert run_virtual(main()) == (b"here", 0.0)
 
 
 def test_a_failed_thread_lets_time_go_on() -> None:

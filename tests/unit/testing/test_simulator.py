@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -17,7 +20,7 @@ import pytest
 from vecmill.core.tokens import count
 from vecmill.testing.clock import START, run_virtual
 from vecmill.testing.scenarios import MODEST, TINY_MODELS, Latency, Model, Scenario
-from vecmill.testing.simulator import CLIENT_LEFT, Simulator, simulator_thread
+from vecmill.testing.simulator import CLIENT_LEFT, Fault, Logged, Simulator, simulator_thread
 
 SMALL = "text-embedding-3-small"
 TINY = Scenario(models=TINY_MODELS)
@@ -517,3 +520,41 @@ def test_the_official_client_understands_it() -> None:
         assert azure.embeddings.create(model=SMALL, input="a").model == SMALL
         client.close()
         azure.close()
+
+
+def test_importing_the_package_loads_nothing_heavy_and_every_name_loads() -> None:
+    code = (
+        "import sys, vecmill.testing as testing\n"
+        "assert not {'aiohttp', 'numpy', 'orjson', 'tiktoken'} & set(sys.modules)\n"
+        "for name in testing.__all__: getattr(testing, name)\n"
+        "assert set(testing.__all__) == set(testing._HOMES) == set(dir(testing))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_many_clients_may_come_at_once() -> None:
+    async def conversation(sim: Simulator) -> list[int]:
+        answers = await asyncio.gather(
+            *(ask(sim, input=f"text {number}", timeout=5) for number in range(300))
+        )
+        return [answer.status for answer in answers]
+
+    assert talk(TINY, conversation) == [200] * 300
+
+
+def test_five_faulty_minutes_repeat_themselves_exactly() -> None:
+    scenario = replace(TINY, latency=Latency("lognormal", 2.0), faults=(Fault("mix", share=0.5),), seed=3)
+
+    async def one(sim: Simulator, number: int) -> None:
+        await asyncio.sleep(5 * number)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, json.JSONDecodeError):
+            await ask(sim, input=f"text {number}", timeout=90)
+
+    async def conversation(sim: Simulator) -> list[Logged]:
+        await asyncio.gather(*(one(sim, number) for number in range(60)))
+        await asyncio.sleep(1)
+        return sim.log
+
+    first = talk(scenario, conversation)
+    assert len({logged.fault for logged in first}) > 10
+    assert talk(scenario, conversation) == first
