@@ -123,7 +123,7 @@ class _Case:
         plain = " ".join(self.problem.message.split())
         quotes = _quotes(plain, texts)
         number = request_id(response) or ""
-        number = "" if _shows_secret(number, secrets) else number
+        number = "" if _PLAIN_KEYS.search(number) or _shows_secret(number, secrets) else number
         bare = plain.replace(number, "") if number else plain  # an id looks like a key
         shows = _KEYS.search(bare) is not None or _shows_secret(plain, secrets)
         self.words = "" if quotes or shows else _cut(plain)
@@ -371,11 +371,11 @@ def _word(value: Any) -> str:
 
 # Words that may be shown.
 
-_KEYS = re.compile(
+_PREFIXED = (
     r"\b(?:sk|pk|rk)-[\w*.-]{6,}|\b(?:ghp|gho|ghu|ghs|github_pat)_\w{6,}|\beyJ[\w-]{10,}|\bbearer\s+\S{6,}"
-    r"|(?<![\w-])(?=\w*\d)[0-9A-Za-z_]{32,}",
-    re.IGNORECASE,
 )
+_KEYS = re.compile(rf"{_PREFIXED}|(?<![\w-])(?=\w*\d)[0-9A-Za-z_]{{32,}}", re.IGNORECASE)
+_PLAIN_KEYS = re.compile(_PREFIXED, re.IGNORECASE)
 
 
 def _cut(message: str) -> str:
