@@ -14,6 +14,10 @@ _SETTINGS = ("VECMILL_", "OPENAI_", "AZURE_", "GITHUB_")
 """Variables of the person who runs the tests that no test may see."""
 
 
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+"""With them even requests to this machine may go elsewhere."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the full counts of suites shortened by default")
 
@@ -42,6 +46,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     home = tmp_path_factory.mktemp("home")
     for name in [name for name in os.environ if name.startswith(_SETTINGS) and "VECMILL_TEST" not in name]:
         monkeypatch.delenv(name)
+    for name in _PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("VECMILL_HOME", str(home))
     monkeypatch.setenv("VECMILL_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "vecmill-cache"))
     return home

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from vecmill.core.errors import (
     AuthenticationError,
     BudgetReachedError,
+    InputError,
     QuotaExhaustedError,
     UnavailableError,
 )
+from vecmill.core.space import PROBE_TEXTS
+from vecmill.jobs.run import embed_files
 from vecmill.jobs.store import list_jobs
 from vecmill.testing.scenarios import Latency, Model, Scenario
 from vecmill.testing.simulator_faults import Fault
@@ -190,3 +193,32 @@ def test_long_texts_are_averaged_from_full_vectors(hosted: Any) -> None:
     assert rows[0]["chunks"] > 1
     assert math.isclose(float(np.linalg.norm(rows[0]["embedding"])), 1.0, abs_tol=1e-5)
     assert ran.simulator.billed_tokens == ran.receipt["tokens"] + ran.receipt["probe_tokens"]
+
+
+def test_a_job_through_batches_pays_the_batch_price_and_the_poison_row_fails_alone(hosted: Any) -> None:
+    asked = texts(5_000)
+    asked[123] = "this is POISON"
+    source = hosted.texts([*asked, *asked[4_500:4_510]])
+    ran = hosted.job(Scenario(poison="POISON"), source, via="batch", usage=True)
+    assert ran.error is None
+    rows = ran.rows()
+    assert [row["row"] for row in rows if row["error"] is not None] == [123]
+    assert_balanced(ran.receipt)
+    batch = ran.receipt["batch"]
+    assert batch["texts"] > 4_000
+    assert ran.receipt["sent"] == 4_999
+    assert (ran.receipt["cached"], ran.receipt["deduped"]) == (0, 10)
+    assert batch["tokens"] + ran.receipt["tokens"] == ran.simulator.billed_tokens
+    assert batch["usd"] + ran.receipt["usd"] == pytest.approx(ran.simulator.billed_usd)
+    # the rows' costs add up to the bill but for the probe's three sentences, which came in the first batch
+    probe = sum(map(ran.simulator.count, PROBE_TEXTS))
+    assert sum(row["usage"]["tokens"] for row in rows) == ran.simulator.billed_tokens - probe
+    again = hosted.job(Scenario(poison="POISON"), source, "again.parquet", via="batch")
+    assert again.receipt["batch"]["batches"] <= 1  # the poison text, once more
+
+
+def test_batches_need_a_cache_and_a_provider_that_has_them(hosted: Any) -> None:
+    with pytest.raises(InputError, match="cache"):
+        hosted.job(Scenario(), hosted.texts(texts(3)), via="batch", cache=False)
+    with pytest.raises(InputError, match="runs here"):
+        embed_files(hosted.texts(texts(3)), hosted.folder / "o.parquet", via="batch")

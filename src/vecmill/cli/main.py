@@ -31,8 +31,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("vecmill.cli.sets:verify", "Check a vector set against itself and its model."),
     "model": ("vecmill.cli.model:model", "List, show and register models."),
     "job": ("vecmill.cli.job:job", "List the jobs of this machine, and go on with one."),
+    "cache": ("vecmill.cli.cache:cache", "Show, prune, clear and fill the cache of vectors."),
     "config": ("vecmill.cli.config:config", "Show the settings and where each comes from."),
     "bench": ("vecmill.cli.bench:bench", "Measure this machine."),
+    "simulate": (
+        "vecmill.cli.simulate:simulate",
+        "Run a provider that costs nothing, with faults on demand.",
+    ),
     "demo": ("vecmill.cli.demo:demo", "Embed a small table that comes with the package, and search it."),
 }
 """name -> ("module:attribute", first line of its help), in the order of the help page."""

@@ -41,6 +41,9 @@ T = TypeVar("T")
 MAX_BYTES = 256 * 1024 * 1024
 """Bytes of a reply at most, unpacked, unless the caller says otherwise."""
 
+NOTHING_SENT = frozenset({"refused", "dns", "proxy", "tls", "unreachable", "connect_timeout"})
+"""Codes of an `UnavailableError` after which the other side cannot have seen the request."""
+
 _READ_BUFFER = 2**20
 """Bytes read ahead of us. With 64 KiB a reply of 500 KB costs twice the CPU: reading stops and starts."""
 

@@ -7,6 +7,8 @@ shared, the rest is bought (hosted models) or computed (local ones).
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeAlias, cast
@@ -24,7 +26,7 @@ from vecmill.embedder.batching import batches
 from vecmill.embedder.budget import Budget
 from vecmill.embedder.cache.base import VectorCache, cache_keys
 from vecmill.embedder.cache.memory import MemoryCache
-from vecmill.embedder.cache.sqlite import open_cache
+from vecmill.embedder.cache.sqlite import SqliteCache, open_cache
 from vecmill.embedder.engine import Bought, Engine, Stop
 from vecmill.embedder.flights import Flight, Flights
 from vecmill.embedder.limits import limiter_for
@@ -32,6 +34,7 @@ from vecmill.embedder.probe import read_probe, write_probe
 from vecmill.models.base import Advance, Encoded, HostedProvider, Provider, join, no_advance
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -41,13 +44,15 @@ class Supplied:
     Attributes:
         vectors: (n, width) float32, full size; rows without a vector are zeros.
         tokens: (n,) int64 billed for each; 0 where it came from the cache or another call.
+        usd: (n,) float64 dollars for these; NaN where no price is known.
         sent: (n,) bool, which texts this call sent.
         errors: Why a text has no vector, by position.
-        usage: What it cost.
+        usage: What this call cost.
     """
 
     vectors: Vectors
     tokens: IntArray
+    usd: FloatArray
     sent: Mask
     errors: dict[int, ProviderError]
     usage: Usage
@@ -56,12 +61,15 @@ class Supplied:
     def nothing(cls, n: int, width: int) -> Supplied:
         """Return the record before anything came."""
         vectors = np.zeros((n, width), dtype=np.float32)
-        return cls(vectors, np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_), {}, Usage())
+        return cls(
+            vectors, np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n, dtype=np.bool_), {}, Usage()
+        )
 
     def take(self, other: Supplied, rows: IntArray) -> None:
         """Take what came for these rows from another record."""
         self.vectors[rows] = other.vectors
         self.tokens[rows] = other.tokens
+        self.usd[rows] = other.usd
         self.sent[rows] = other.sent
         self.errors.update((int(rows[at]), error) for at, error in other.errors.items())
         self.usage += other.usage
@@ -101,6 +109,7 @@ class Channel:
         cache: Where vectors are kept; None asks the provider for every text.
         probe_dir: Where probes are kept, or None.
         probe_usage: What probes cost, which no text's usage holds.
+        bought: Says which keys of the cache this job has bought through the provider's Batch API.
     """
 
     provider: Provider
@@ -108,6 +117,7 @@ class Channel:
     cache: VectorCache | None = None
     probe_dir: Path | None = None
     probe_usage: Usage = field(default_factory=Usage)
+    bought: Callable[[Sequence[bytes]], Mask] | None = None
     _flights: Flights = field(default_factory=Flights)
     _probe_rides: bool = False
 
@@ -136,7 +146,7 @@ class Channel:
         info = provider.info
         wanted = {"on": True, "off": False}.get(settings.cache, info.hosted) if cache is None else cache
         probes = settings.cache_dir / "probes"
-        kept: VectorCache | None = open_cache(settings) if wanted else None
+        kept = open_cache(settings) if wanted else None
         if not info.hosted:
             if max_usd is not None and info.usd_per_million_tokens is None:
                 Budget(max_usd, None)
@@ -175,11 +185,17 @@ class Channel:
             ProviderError: It cannot be asked.
         """
         if self.engine is None or self.provider.info.dimensions:
-            return
+            return self._name_space()
         reply, usage = await self.engine.learn()
         self.probe_usage += usage
         if reply is not None:
             await self._keep_probe(reply.vectors)
+        return self._name_space()
+
+    def _name_space(self) -> None:
+        """Let the cache say whose vectors it holds."""
+        if isinstance(self.cache, SqliteCache):
+            self.cache.name_space(self.provider.info.space, self.provider.info.name)
 
     async def vectors(self, work: Encoded, *, advance: Advance = no_advance) -> Supplied:
         """Return the vectors of texts, from wherever is cheapest, and keep new ones.
@@ -218,11 +234,22 @@ class Channel:
                     self.cache.get, info.space, asked, dimensions=info.width
                 )
                 supplied.vectors[order.mine[found]] = vectors
+                self._note_bought(order, order.mine[found])
                 order.mine = np.delete(order.mine, found)
         except BaseException:
             self._flights.close(flight)
             raise
         return order
+
+    def _note_bought(self, order: Order, rows: IntArray) -> None:
+        """Count texts that came through this job's batches as sent, at the batch price."""
+        if self.bought is None or not len(rows):
+            return
+        price = self.provider.info.batch_usd_per_million_tokens
+        rows = rows[self.bought([order.keys[row] for row in rows])]
+        order.supplied.sent[rows] = True
+        order.supplied.tokens[rows] = order.work.tokens[rows]
+        order.supplied.usd[rows] = order.work.tokens[rows] * _dollars(price)
 
     async def finish(self, order: Order, *, advance: Advance = no_advance) -> Supplied:
         """Fetch what is missing and wait for what others fetch.
@@ -292,6 +319,7 @@ class Channel:
         supplied = order.supplied
         supplied.vectors[rows] = bought.vectors
         supplied.tokens[rows] = bought.tokens
+        supplied.usd[rows] = bought.tokens * _dollars(self.provider.info.usd_per_million_tokens)
         supplied.sent[rows] = bought.done
         supplied.errors.update((int(rows[at]), error) for at, error in bought.errors.items())
         supplied.usage += bought.usage
@@ -441,10 +469,15 @@ def _spread(supplied: Supplied, unique: IntArray) -> Supplied:
     if len(unique) == len(supplied.vectors):
         return supplied
     first = np.unique(unique, return_index=True)[1]
-    tokens = np.zeros(len(unique), dtype=np.int64)
-    tokens[first] = supplied.tokens
+    tokens, usd = np.zeros(len(unique), dtype=np.int64), np.zeros(len(unique))
+    tokens[first], usd[first] = supplied.tokens, supplied.usd
     errors = {at: supplied.errors[int(row)] for at, row in enumerate(unique) if int(row) in supplied.errors}
-    return Supplied(supplied.vectors[unique], tokens, supplied.sent[unique], errors, supplied.usage)
+    return Supplied(supplied.vectors[unique], tokens, usd, supplied.sent[unique], errors, supplied.usage)
+
+
+def _dollars(usd_per_million_tokens: float | None) -> float:
+    """Return the price of one token, NaN where it is not known."""
+    return math.nan if usd_per_million_tokens is None else usd_per_million_tokens / 1e6
 
 
 def _share_of(usage: Usage, tokens: int) -> float | None:

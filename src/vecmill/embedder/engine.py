@@ -26,6 +26,7 @@ from vecmill.core.errors import (
     RefusedError,
     UnavailableError,
 )
+from vecmill.core.http import NOTHING_SENT
 from vecmill.core.types import IntArray, Usage, Vectors
 from vecmill.embedder.batching import batches
 from vecmill.embedder.budget import Budget
@@ -484,7 +485,9 @@ class _Tries:
 
 def _may_be_billed(error: ProviderError) -> bool:
     """Whether the texts were computed perhaps, and only the answer is lost: nobody can tell."""
-    return isinstance(error, BadReplyError) or (isinstance(error, UnavailableError) and error.status is None)
+    if isinstance(error, UnavailableError):
+        return error.status is None and error.code not in NOTHING_SENT
+    return isinstance(error, BadReplyError)
 
 
 def _rates(error: ProviderError) -> RateLimits | None:

@@ -49,7 +49,7 @@ class RetryPolicy:
             random: Where the jitter comes from.
         """
         wrong_reply = isinstance(error, BadReplyError)
-        if not (error.retryable or wrong_reply):
+        if not error.retryable:
             return None
         most = min(self.attempts, self.reply_attempts) if wrong_reply else self.attempts
         if attempt >= most and not isinstance(error, RateLimitError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from vecmill.core.errors import InputError, ProviderError
 from vecmill.core.types import EmptyText, InputType, IntArray, LongText, RowError, Usage, Vectors
 from vecmill.embedder.channel import Channel, Order, Supplied, cut_to_size
 from vecmill.models.base import Advance, Encoded, Provider, Span, join, no_advance
+
+N = TypeVar("N", np.int64, np.float64)
 
 LEAST_TOKENS = 8
 """A limit below this leaves no room for a text beside prefix and special tokens."""
@@ -92,6 +95,7 @@ class RowVectors:
         sent: Distinct texts that were sent. cached: those that came from the cache or from another call.
         deduped: Rows that share a text with an earlier one.
         tokens: (total,) int64 billed for each row; equal texts are borne by the first.
+        usd: (total,) float64 dollars for these, NaN where no price is known.
         usage: What it cost.
         failures: The provider's errors themselves, by row.
     """
@@ -105,6 +109,7 @@ class RowVectors:
     deduped: int
     cached: int
     tokens: IntArray
+    usd: npt.NDArray[np.float64]
     usage: Usage
     failures: dict[int, ProviderError]
 
@@ -188,7 +193,7 @@ async def finish(channel: Channel, started: Started, *, advance: Advance = no_ad
     prepared, policy = started.prepared, started.policy
     supplied = await channel.finish(started.order, advance=advance)
     info = channel.provider.info
-    billed = _by_text(supplied.tokens, started.pieces)
+    billed = (_by_text(supplied.tokens, started.pieces), _by_text(supplied.usd, started.pieces))
     pieces, supplied, failed = _without_failed(started.pieces, supplied)
     vectors = supplied.vectors
     if policy.long_text is LongText.AVERAGE:
@@ -242,7 +247,14 @@ def _without_failed(pieces: Pieces, supplied: Supplied) -> tuple[Pieces, Supplie
     counts = pieces.counts.copy()
     counts[list(failed)] = 0
     kept = np.flatnonzero(~lost)
-    left = Supplied(supplied.vectors[kept], supplied.tokens[kept], supplied.sent[kept], {}, supplied.usage)
+    left = Supplied(
+        supplied.vectors[kept],
+        supplied.tokens[kept],
+        supplied.usd[kept],
+        supplied.sent[kept],
+        {},
+        supplied.usage,
+    )
     return Pieces(counts, tuple(pieces.spans[i] for i in kept), pieces.refused), left, failed
 
 
@@ -269,7 +281,7 @@ def _by_row(
     vectors: Vectors,
     failed: dict[int, ProviderError],
     supplied: Supplied,
-    billed: IntArray,
+    billed: tuple[IntArray, npt.NDArray[np.float64]],
 ) -> RowVectors:
     refused = {**pieces.refused, **{at: row_error(error) for at, error in failed.items()}}
     errors = dict(prepared.errors)
@@ -289,9 +301,10 @@ def _by_row(
     source = np.repeat(starts[at], repeat) + within  # (m,) into vectors
     spans = tuple(pieces.spans[i] for i in source) if chunked else None
     texts = np.unique(at)
-    tokens = np.zeros(prepared.total, dtype=np.int64)
+    tokens, usd = np.zeros(prepared.total, dtype=np.int64), np.zeros(prepared.total)
     asked, bearer = np.unique(prepared.distinct[has_text], return_index=True)
-    tokens[has_text[bearer]] = billed[asked]  # the first of equal texts bears it
+    tokens[has_text[bearer]] = billed[0][asked]  # the first of equal texts bears it
+    usd[has_text[bearer]] = billed[1][asked]
     sent = int(_by_text(supplied.sent.astype(np.int64), pieces)[texts].astype(bool).sum())
     return RowVectors(
         vectors=np.ascontiguousarray(vectors[source]),
@@ -303,14 +316,15 @@ def _by_row(
         deduped=len(rows) - len(texts),
         cached=len(texts) - sent,
         tokens=tokens,
+        usd=usd,
         usage=supplied.usage,
         failures={int(row): failed[int(i)] for row, i in enumerate(prepared.distinct) if int(i) in failed},
     )
 
 
-def _by_text(values: IntArray, pieces: Pieces) -> IntArray:
+def _by_text(values: npt.NDArray[N], pieces: Pieces) -> npt.NDArray[N]:
     """Add up values of pieces by distinct text: (pieces,) -> (distinct,)."""
-    sums = np.zeros(len(pieces.counts), dtype=np.int64)
+    sums = np.zeros(len(pieces.counts), dtype=values.dtype)
     np.add.at(sums, np.repeat(np.arange(len(pieces.counts)), pieces.counts), values)
     return sums
 

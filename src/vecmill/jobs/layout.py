@@ -220,12 +220,10 @@ def _vectors(result: RowVectors, vector_at: IntArray, dimensions: int) -> pa.Arr
 
 def _usage(result: RowVectors, from_row: IntArray) -> pa.Array:
     """Return what each output row cost; of a text cut into rows the first bears it."""
-    tokens = result.tokens[from_row]
-    tokens[np.searchsorted(from_row, from_row) != np.arange(len(from_row))] = 0
-    total, usd = result.usage.tokens, result.usage.usd
-    known = usd is not None
-    dollars = tokens * ((usd or 0.0) / max(total, 1))
-    fields = [pa.array(tokens), pa.array(dollars, mask=None if known else np.ones(len(tokens), dtype=bool))]
+    tokens, usd = result.tokens[from_row], result.usd[from_row]
+    later = np.searchsorted(from_row, from_row) != np.arange(len(from_row))
+    tokens[later], usd[later] = 0, 0.0
+    fields = [pa.array(tokens), pa.array(usd, mask=np.isnan(usd))]
     return pa.StructArray.from_arrays(fields, fields=list(USAGE_TYPE))
 
 

@@ -8,7 +8,7 @@ is sent does not depend on timing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,14 +17,16 @@ import pyarrow as pa
 
 from vecmill.core.errors import BudgetReachedError, JobError, ProviderError
 from vecmill.core.events import Listener, Notice, Progress
-from vecmill.core.types import RowError, Usage
-from vecmill.embedder.rows import Prepared, RowVectors, Started, finish, prepare, start
+from vecmill.core.space import PROBE_TEXTS
+from vecmill.core.types import InputType, RowError, Usage
+from vecmill.embedder.rows import Prepared, RowVectors, Started, cut, finish, prepare, start
 from vecmill.jobs.guard import Guard, warned_rows
 from vecmill.jobs.layout import output_batch
 from vecmill.jobs.plan import Plan
 from vecmill.jobs.state import Counts
 from vecmill.jobs.store import note_job
 from vecmill.jobs.windows import Window
+from vecmill.models.base import Encoded
 
 T = TypeVar("T")
 
@@ -65,6 +67,17 @@ async def embed_windows(plan: Plan, listen: Listener) -> None:
     if not plan.provider.info.hosted:
         for notice in windows.guard.notices(windows.total + windows.seen):
             listen(notice)
+
+
+async def texts_of(plan: Plan) -> AsyncIterator[Encoded]:
+    """Yield the texts a job will embed as they will be sent: the probe's, then each window's."""
+    yield plan.provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT)
+    limit = plan.policy.limit(plan.provider)
+    reader = plan.windows()
+    while (window := await asyncio.to_thread(next, reader, None)) is not None:
+        ready = await prepare(plan.provider, window.texts, plan.policy)
+        work, _ = await asyncio.to_thread(cut, plan.provider, ready, plan.policy, limit)
+        yield work
 
 
 @dataclass(slots=True)

@@ -269,7 +269,7 @@ async def _planned(
         resolve, inputs, spool_dir=spool_dir, format=options.format, exclude=target.path
     )
     seen, text = await asyncio.to_thread(_scan, sources, options)
-    opened = provider or await asyncio.to_thread(_open, options, settings)
+    opened = await asyncio.to_thread(_open, options, settings) if provider is None else provider
     try:
         channel = Channel.to(opened, settings, cache=options.cache, max_usd=options.max_usd)
         _ensure_via(options, channel)

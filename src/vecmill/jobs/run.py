@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vecmill.core import durable
+from vecmill.core import clock, durable
 from vecmill.core.config import Settings
 from vecmill.core.errors import (
     BudgetReachedError,
@@ -32,7 +32,8 @@ from vecmill.core.events import Listener, Notice, ignore
 from vecmill.core.space import short
 from vecmill.data.writers import finish_set, write_set
 from vecmill.embedder.background import run_sync
-from vecmill.jobs.pipeline import embed_windows, probe_counts, whole
+from vecmill.embedder.budget import Budget
+from vecmill.jobs.pipeline import embed_windows, probe_counts, texts_of, whole
 from vecmill.jobs.plan import JobOptions, Plan, make_plan
 from vecmill.jobs.state import Counts
 from vecmill.jobs.store import note_job
@@ -164,7 +165,11 @@ async def _make(plan: Plan, listen: Listener) -> dict[str, Any]:
     for index in await asyncio.to_thread(plan.state.begin, plan.fingerprint, described):
         listen(Notice("window_damaged", f"window {index} of an earlier run is damaged and is made again"))
     try:
-        await plan.channel.ride_probe()
+        batched = {}
+        if plan.options.via == "batch":
+            batched = await _through_batches(plan, listen)
+        else:
+            await plan.channel.ride_probe()
         await embed_windows(plan, listen)
         probe = await plan.channel.probe()
         if plan.target.stamp() != before:
@@ -172,7 +177,7 @@ async def _make(plan: Plan, listen: Listener) -> dict[str, Any]:
                 f"{plan.target.name} was written by somebody else while the job ran, and is left as it is; "
                 f"run the command again, with --overwrite to replace it"
             )
-        return await whole(_publish, plan, probe, probe_counts(plan.channel.take_probe_usage()))
+        return await whole(_publish, plan, probe, probe_counts(plan.channel.take_probe_usage()), batched)
     except BaseException as error:
         done = _rows_finished(plan)
         state = stopped_state(error)
@@ -206,7 +211,33 @@ def _rows_finished(plan: Plan) -> int:
     return sum(plan.state.counts(path).input_rows for path in plan.state.windows().values())
 
 
-def _publish(plan: Plan, probe: str, extra: Counts) -> dict[str, Any]:
+async def _through_batches(plan: Plan, listen: Listener) -> dict[str, Any]:
+    """Bring the texts' vectors into the cache through batches; return that part of the receipt."""
+    from vecmill.jobs.batch_plan import KeySet  # on first use: most jobs need none of it
+    from vecmill.jobs.via_batch import prefetch
+
+    channel, engine = plan.channel, plan.channel.engine
+    if engine is None:
+        return {}
+    budget = Budget(plan.options.max_usd, plan.provider.info.batch_usd_per_million_tokens)
+    receipt = await prefetch(
+        texts_of(plan),
+        engine.provider,
+        channel.cache,
+        plan.state.path / BATCH_FOLDER,
+        job=plan.fingerprint,
+        listen=listen,
+        now=clock.now,
+        budget=budget,
+    )
+    engine.budget.spent_usd += receipt.usd or 0.0
+    counted = KeySet()  # a text that comes again in a later window was sent once
+    channel.bought = lambda keys: receipt.bought(keys) & counted.add(keys)
+    names = ("batches", "lines", "texts", "tokens", "usd", "failed_lines")
+    return {"batch": {name: getattr(receipt, name) for name in names}}
+
+
+def _publish(plan: Plan, probe: str, extra: Counts, batched: dict[str, Any]) -> dict[str, Any]:
     """Write output, receipt and errors from the finished windows; return the receipt."""
     total = _totals(plan) + extra
     plan.sources.ensure_unchanged()
@@ -218,13 +249,13 @@ def _publish(plan: Plan, probe: str, extra: Counts) -> dict[str, Any]:
         format=plan.target.format,
         columns_json=plan.json_columns,
     )
-    return _account(plan, total)
+    return _account(plan, total, batched)
 
 
 def _finish(plan: Plan) -> dict[str, Any]:
     """Do what an earlier run left to do when it had written its output."""
     finish_set(plan.output, plan.target.format)
-    return _account(plan, _totals(plan))
+    return _account(plan, _totals(plan), {})
 
 
 def _totals(plan: Plan) -> Counts:
@@ -237,7 +268,7 @@ def _totals(plan: Plan) -> Counts:
     return total
 
 
-def _account(plan: Plan, total: Counts) -> dict[str, Any]:
+def _account(plan: Plan, total: Counts, batched: dict[str, Any]) -> dict[str, Any]:
     """Write the receipt and the failed rows, and upload all where the target is remote."""
     receipt = {
         "receipt_version": RECEIPT_VERSION,
@@ -246,6 +277,7 @@ def _account(plan: Plan, total: Counts) -> dict[str, Any]:
         "model": plan.manifest.model,
         "space": short(plan.manifest.space),
         **total.to_dict(),
+        **batched,
     }
     durable.write_bytes(_beside(plan, "receipt.json"), json.dumps(receipt, indent=1).encode() + b"\n")
     errors = _beside(plan, "errors.jsonl")

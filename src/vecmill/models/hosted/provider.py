@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from vecmill.core import clock
 from vecmill.core.errors import (
     BadReplyError,
     InputError,
@@ -50,7 +50,7 @@ class HostedProvider:
         send_dimensions: bool = False,
         session: Session | None = None,
         ca_file: Path | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now,
     ) -> None:
         """Prepare a provider; nothing is asked.
 
