@@ -197,18 +197,18 @@ def test_long_texts_are_averaged_from_full_vectors(hosted: Any) -> None:
 
 def test_a_job_through_batches_pays_the_batch_price_and_the_poison_row_fails_alone(hosted: Any) -> None:
     asked = texts(5_000)
-    asked[123] = "this is POISON"
+    asked[1_234] = "this is POISON"
     source = hosted.texts([*asked, *asked[4_500:4_510]])
     ran = hosted.job(Scenario(poison="POISON"), source, via="batch", usage=True)
     assert ran.error is None
     rows = ran.rows()
-    assert [row["row"] for row in rows if row["error"] is not None] == [123]
+    assert [row["row"] for row in rows if row["error"] is not None] == [1_234]
     assert_balanced(ran.receipt)
     batch = ran.receipt["batch"]
     assert batch["texts"] > 4_000
     assert ran.receipt["sent"] == 4_999
     assert (ran.receipt["cached"], ran.receipt["deduped"]) == (0, 10)
-    assert batch["tokens"] + ran.receipt["tokens"] == ran.simulator.billed_tokens
+    assert batch["tokens"] + ran.receipt["tokens"] == ran.simulator.billed_tokens  # the probe too
     assert batch["usd"] + ran.receipt["usd"] == pytest.approx(ran.simulator.billed_usd)
     # the rows' costs add up to the bill but for the probe's three sentences, which came in the first batch
     probe = sum(map(ran.simulator.count, PROBE_TEXTS))

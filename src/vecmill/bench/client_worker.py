@@ -64,7 +64,7 @@ class SdkAsync:
 
         self._options = options
         self._client = AsyncOpenAI(api_key=options["key"], base_url=options["url"])
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()  # a Runner formats every result, for the signal's sake
 
     def prepare(self, texts: list[str]) -> list[list[str]]:
         """Cut texts into requests."""
@@ -77,7 +77,7 @@ class SdkAsync:
         async def ask(texts: list[str]) -> Any:
             return await self._client.embeddings.create(model=self._options["model"], input=texts)
 
-        replies = self._runner.run(at_once(ask, requests, self._options["in_flight"]))
+        replies = self._loop.run_until_complete(at_once(ask, requests, self._options["in_flight"]))
         self.tokens = sum(reply.usage.total_tokens for reply in replies)
         return [item.embedding for reply in replies for item in reply.data]
 
@@ -92,7 +92,7 @@ class Provider:
 
         self._options = options
         self._provider = open_model(f"openai:{PROFILE}", settings=settings(options), base_url=options["url"])
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()  # a Runner formats every result, for the signal's sake
 
     def prepare(self, texts: list[str]) -> list[Any]:
         """Cut texts into requests and count their tokens."""
@@ -105,7 +105,7 @@ class Provider:
     def embed(self, requests: list[Any]) -> list[Any]:
         """Ask, several requests at once, and keep each one's vectors (b, d)."""
         asked = at_once(self._provider.embed, requests, self._options["in_flight"])
-        replies = self._runner.run(asked)
+        replies = self._loop.run_until_complete(asked)
         self.tokens = sum(reply.usage.tokens for reply in replies)
         return [reply.vectors for reply in replies]
 

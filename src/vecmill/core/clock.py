@@ -9,8 +9,8 @@ import time
 def now() -> float:
     """Return seconds since the epoch.
 
-    On an event loop with a method `now`, such as `vecmill.testing.clock.VirtualLoop`, it is that loop's time, so
-    that limits, waits and dates agree in tests that do not sleep.
+    On an event loop with a method `now`, such as `vecmill.testing.clock.VirtualLoop`, it is that loop's time,
+    so that limits, waits and dates agree in tests that do not sleep.
     """
     try:
         clock = getattr(asyncio.get_running_loop(), "now", None)

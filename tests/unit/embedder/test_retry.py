@@ -70,8 +70,8 @@ def test_attempts_are_bounded() -> None:
 
 
 def test_wrong_replies_are_asked_again_twice() -> None:
-    assert _wait(BadReplyError(""), attempt=2) is not None
-    assert _wait(BadReplyError(""), attempt=3) is None
+    assert _wait(BadReplyError("", retryable=True), attempt=2) is not None
+    assert _wait(BadReplyError("", retryable=True), attempt=3) is None
 
 
 def test_rate_limits_are_no_attempts_but_time_is_bounded() -> None:
