@@ -161,7 +161,7 @@ def run_client(
 
 
 def distinct_texts(n: int, *, seed: int = 0) -> list[str]:
-    """Draw n different texts of 5 to 7 sentences, 60 to 100 tokens each as a rule; equal for equal seeds."""
+    """Draw n different texts of 5 to 7 sentences, about 60 to 105 tokens each; equal for equal seeds."""
     chance = random.Random(seed)  # noqa: S311 - a sample, no secret
     drawn: dict[str, None] = {}
     while len(drawn) < n:

@@ -159,9 +159,14 @@ def test_a_help_page_has_its_examples_one_per_line(
     assert "\\b" not in said
     assert "\b" not in said
     examples = [line for line in said.splitlines() if line.startswith(("  vecmill ", "  zcat "))]
-    assert len(examples) == {"": 3, "embed": 3, "search": 3, "similar": 1, "bench local": 2}.get(
-        " ".join(path), 0
-    )
+    assert len(examples) == {
+        "": 3,
+        "embed": 3,
+        "search": 3,
+        "similar": 1,
+        "bench local": 2,
+        "bench client": 2,
+    }.get(" ".join(path), 0)
 
 
 def test_an_interrupt_says_what_is_kept_where_something_is(
