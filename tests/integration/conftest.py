@@ -18,6 +18,7 @@ from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.jobs.estimate import Estimate, estimate
 from vecmill.jobs.plan import JobOptions, make_plan
 from vecmill.jobs.run import run
+from vecmill.jobs.verify import Report, verify_async
 from vecmill.testing.clock import run_virtual
 from vecmill.testing.scenarios import Scenario
 from vecmill.testing.simulator import Simulator
@@ -90,6 +91,15 @@ class Hosted:
 
         return run_virtual(go())
 
+    def verify(self, scenario: Scenario, path: Path) -> Report:
+        """Verify a set against the model that answers now."""
+
+        async def go() -> Report:
+            async with self._simulator(scenario):
+                return await verify_async(path, sample=5, settings=self.settings)
+
+        return run_virtual(go())
+
     @asynccontextmanager
     async def _simulator(self, scenario: Scenario) -> AsyncIterator[Simulator]:
         simulator = Simulator(scenario)
@@ -131,4 +141,5 @@ def hosted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosted:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
     return Hosted(folder, settings, port)

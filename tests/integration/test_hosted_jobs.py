@@ -222,3 +222,14 @@ def test_batches_need_a_cache_and_a_provider_that_has_them(hosted: Any) -> None:
         hosted.job(Scenario(), hosted.texts(texts(3)), via="batch", cache=False)
     with pytest.raises(InputError, match="runs here"):
         embed_files(hosted.texts(texts(3)), hosted.folder / "o.parquet", via="batch")
+
+
+def test_verify_says_when_the_vendor_changed_the_model_under_its_name(hosted: Any) -> None:
+    ran = hosted.job(Scenario(), hosted.texts(texts(40)))
+    same = {check.name: check.ok for check in hosted.verify(Scenario(), ran.output).checks}
+    assert same["vendor"] is True
+    assert same["recomputed"] is True
+    models = {"text-embedding-3-small": Model(1536, revision="of today")}
+    changed = {check.name: check for check in hosted.verify(Scenario(models=models), ran.output).checks}
+    assert changed["vendor"].ok is False
+    assert "changed by its vendor" in changed["vendor"].detail

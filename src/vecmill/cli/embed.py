@@ -155,7 +155,8 @@ def embed_and_tell(
         from vecmill.jobs.run import stopped_state
 
         state = stopped_state(error)
-        tell(f"{error}\n{state}: what was finished is kept; `vecmill job resume {output}` goes on")
+        tell(str(error))
+        tell(f"{state}: what was finished is kept; `vecmill job resume {output}` goes on")
         if as_json:
             emit({"state": state, "output": output, "reason": str(error)})
         return exit_code(error)

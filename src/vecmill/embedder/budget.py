@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from vecmill.core.errors import BudgetReachedError, InputError
 
@@ -21,6 +22,8 @@ class Budget:
     usd_per_million_tokens: float | None = 0.0
     spent_usd: float = 0.0
     _held_usd: float = 0.0
+    _holders: int = 0
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         if self.max_usd is not None and self.usd_per_million_tokens is None:
@@ -29,22 +32,49 @@ class Budget:
                 "usd_per_million_tokens in its profile, or leave the cap out"
             )
 
-    def hold(self, tokens: int) -> float:
+    async def hold(self, tokens: int) -> float:
+        """Set the cost of a request aside and return it; wait where only what is on its way is too much.
+
+        Raises:
+            BudgetReachedError: It would pass the cap, and nothing on its way may turn out cheaper.
+        """
+        while True:
+            try:
+                return self.hold_now(tokens)
+            except BudgetReachedError:
+                if not self._holders:
+                    raise
+            self._settled.clear()
+            await self._settled.wait()
+
+    def hold_now(self, tokens: int) -> float:
         """Set the cost of a request aside and return it.
 
         Raises:
-            BudgetReachedError: It would pass the cap.
+            BudgetReachedError: It would pass the cap, what is on its way included.
         """
         cost = tokens * (self.usd_per_million_tokens or 0.0) / 1e6
         if self.max_usd is not None and self.spent_usd + self._held_usd + cost > self.max_usd:
             raise BudgetReachedError(
-                f"${self.spent_usd:.4f} of ${self.max_usd:.4f} are spent and the next request would cost "
-                f"${cost:.4f}: paused; raise the cap to go on"
+                f"{_dollars(self.spent_usd + self._held_usd)} of {_dollars(self.max_usd)} are spent, and the "
+                f"next request would cost {_dollars(cost)}: raise the cap to go on"
             )
         self._held_usd += cost
+        self._holders += 1
         return cost
 
     def settle(self, held: float, billed_usd: float | None) -> None:
         """Replace what was set aside by what was billed."""
-        self._held_usd = max(0.0, self._held_usd - held)
-        self.spent_usd += billed_usd or 0.0
+        self._holders -= 1
+        self._held_usd = self._held_usd - held if self._holders else 0.0
+        self._settled.set()
+        self.spend(billed_usd)
+
+    def spend(self, usd: float | None) -> None:
+        """Note what was billed without having been set aside; None where no price is known."""
+        self.spent_usd += usd or 0.0
+
+
+def _dollars(usd: float) -> str:
+    """Return an amount with as many digits as it takes to see it."""
+    return f"${usd:.2f}" if usd >= 1 or usd == 0 else f"${usd:.6f}"

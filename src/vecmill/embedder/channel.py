@@ -204,6 +204,8 @@ class Channel:
             ProviderError: The provider cannot be asked any more; what came before is in the cache.
             BudgetReachedError: Likewise.
         """
+        if self.engine is not None:
+            self.engine.revive()
         order = await self.begin(work)
         try:
             return await self.finish(order, advance=advance)

@@ -91,6 +91,7 @@ class Engine:
     _answered: int = 0
     _refused_alone: int = 0
     _waiting: int = 0
+    _active: int = 0
     _drained: asyncio.Event = field(default_factory=asyncio.Event)
     _halt: asyncio.Event = field(default_factory=asyncio.Event)
     _halted: Stop | None = None
@@ -100,6 +101,12 @@ class Engine:
         self._halted = self._halted or error
         self._halt.set()
 
+    def revive(self) -> None:
+        """Forget why it was halted: a new call may find the provider well."""
+        if self._halted is not None and not self._active:
+            self._halted = None
+            self._halt.clear()
+
     async def embed(self, work: Encoded, *, into: Bought, advance: Advance = no_advance) -> None:
         """Embed texts, recording what becomes of each in `into`, also when this is cancelled.
 
@@ -108,8 +115,13 @@ class Engine:
             into: An empty record of as many texts.
             advance: Called with (texts, tokens) after each request.
         """
-        if len(work):
+        if not len(work):
+            return
+        self._active += 1
+        try:
             await _Run(self, work, into, advance).to_end()
+        finally:
+            self._active -= 1
 
     async def learn(self) -> tuple[Reply | None, Usage]:
         """Let the provider learn what it does not know of its model: one request, tried again as others.
@@ -301,8 +313,8 @@ class _Run:
         """Wait for the turn, send one request, and tell the limiter and the budget how it went."""
         engine, tokens = self.engine, int(part.tokens.sum())
         try:
-            held = engine.budget.hold(tokens)
-        except BudgetReachedError:
+            held = await engine._unless_halted(engine.budget.hold(tokens))
+        except BaseException:
             engine._wait_more(-waited)
             raise
         billed: float | None = 0.0
@@ -421,6 +433,7 @@ class _Run:
     def _stop(self, error: Stop) -> None:
         if self.into.stopped is None:
             self.into.stopped = error
+        self.engine.halt(error)
 
 
 _SERVER_ERROR = 500

@@ -13,7 +13,7 @@ import numpy as np
 
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import InputError, SpaceMismatchError
-from vecmill.core.space import Manifest, ensure_comparable, short
+from vecmill.core.space import PROBE_TOLERANCE, Manifest, ensure_comparable, probe_distance, short
 from vecmill.core.types import EmptyText, InputType, LongText
 from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.embedder.background import run_sync
@@ -245,9 +245,13 @@ async def _with_model(
         return [*shared, Check("recomputed", False if sample else None, str(error))]
     try:
         channel = Channel.to(provider, settings, cache=False)
-        ensure_comparable(manifest, await make_manifest(channel, InputType.DOCUMENT), what=found.path)
+        await channel.learn()
+        today = await make_manifest(channel, InputType.DOCUMENT)
+        ensure_comparable(manifest, today, what=found.path)
+        if provider.info.hosted:
+            shared = [_unchanged(manifest, today), *shared]
         if sharers:
-            shared = [await asyncio.to_thread(_shared, found, manifest, provider, sharers)]
+            shared[-1:] = [await asyncio.to_thread(_shared, found, manifest, provider, sharers)]
         if sample < 1:
             return [*shared, Check("recomputed", None, "no sample: none asked for")]
         return [*shared, await _compare_sample(found, manifest, channel, sample)]
@@ -255,6 +259,21 @@ async def _with_model(
         return [*shared, Check("recomputed", False, str(error))]
     finally:
         await provider.close()
+
+
+def _unchanged(manifest: Manifest, today: Manifest) -> Check:
+    """Say whether a hosted model still answers the probe as it did: vendors change models under one name."""
+    distance = probe_distance(manifest, today)
+    if distance is None:
+        return Check("vendor", None, "the set has no probe to compare the model's answers of today with")
+    if distance <= PROBE_TOLERANCE:
+        return Check("vendor", True, f"{manifest.model} answers as it did, off by at most {distance:.1e}")
+    return Check(
+        "vendor",
+        False,
+        f"{manifest.model} was changed by its vendor: the probe's vectors are off by {distance:.3f}; new "
+        f"queries do not fit this set: embed it again",
+    )
 
 
 def _not_asked(found: VectorSet, sharers: list[tuple[int, int]]) -> list[Check]:

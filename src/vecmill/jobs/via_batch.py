@@ -265,7 +265,7 @@ class _Run:
     def _start(self, part: Part) -> None:
         self.parts[part.name] = part
         if part.bought_tokens:
-            self.budget.settle(0.0, self._usd(part.bought_tokens))
+            self.budget.spend(self._usd(part.bought_tokens))
         if part.step != "done" and self.group is not None:
             self.group.create_task(self._drive(part))
 
@@ -273,11 +273,11 @@ class _Run:
 
     async def _drive(self, part: Part) -> None:
         """Take a part from where it is to its end."""
-        held = 0.0
+        held: float | None = None
         try:
             if not part.is_paid:
                 await self.room.enter(part)
-                held = self.budget.hold(part.tokens)
+                held = self.budget.hold_now(part.tokens)
             part = await self._ended(part)
             if part.step == "ended":
                 part = await self._merged(part)
@@ -285,7 +285,8 @@ class _Run:
             self.paused = error  # raised when what is under way, and paid, has come
             return
         finally:
-            self.budget.settle(held, None)
+            if held is not None:
+                self.budget.settle(held, None)
             await self.room.leave(part, ended=False)
         if part.step == "splitting":
             await self._split(part)
@@ -428,7 +429,7 @@ class _Run:
             retry=tuple(retry),
             given_up=tuple(given_up),
         )
-        self.budget.settle(0.0, self._usd(part.bought_tokens))
+        self.budget.spend(self._usd(part.bought_tokens))
         self._tell()
         return part
 

@@ -31,6 +31,7 @@ class Model:
         mrl: Whether `dimensions` may be asked for.
         max_tokens: Tokens one text may have.
         usd_per_million_tokens, batch_usd_per_million_tokens: Its prices.
+        revision: Another one gives other vectors under the same name, as when a vendor changes a model.
     """
 
     dimensions: int
@@ -38,6 +39,7 @@ class Model:
     max_tokens: int = 8192
     usd_per_million_tokens: float = 0.02
     batch_usd_per_million_tokens: float = 0.01
+    revision: str = ""
 
 
 # Source: OpenAI API, Pricing and Embeddings guide, 2026-05.

@@ -99,7 +99,8 @@ class SimulatedModels:
     def vectors(self, digests: Sequence[bytes], name: str, dimensions: int | None = None) -> Vectors:
         """Return the vectors of texts, given by their digests: (n, d) float32 of unit length."""
         width = self._scenario.models[name].dimensions if dimensions is None else dimensions
-        return vectors_of(seeds_of(digests) ^ _salt(name), width)
+        salt = _salt(name + self._scenario.models[name].revision)
+        return vectors_of(seeds_of(digests) ^ salt, width)
 
     def understand(self, body: Any, name: str) -> Asked | Problem:
         """Check a request's shape and measure its texts, but not how many and how long they are.

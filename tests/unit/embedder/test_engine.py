@@ -1,4 +1,4 @@
-"""The request engine: packs, tries again, halves, learns, stops; every text ends with a vector or an error."""
+"""The request engine packs, tries again, halves, learns, stops; a text ends with a vector or an error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Script = Callable[[int, tuple[str, ...]], ProviderError | None]
 class Hosted(FakeProvider):
     """A hosted model whose requests go wrong as a script says: (number, texts) -> error."""
 
-    script: Script = lambda number, texts: None  # noqa: E731
+    script: Script = lambda number, texts: None
     endpoint: Endpoint = field(default_factory=lambda: Endpoint("0" * 32, "fake:hash"))
     billed: int = 0
     remembered: dict[str, int] = field(default_factory=dict)
@@ -182,7 +182,7 @@ def test_faults_that_pass_are_tried_again() -> None:
 
 
 def test_nobody_there_stops_instead_of_failing_every_row() -> None:
-    bought, model = embed(words(40), lambda n, t: UnavailableError("refused"))
+    bought, _ = embed(words(40), lambda n, t: UnavailableError("refused"))
     assert isinstance(bought.stopped, UnavailableError)
     assert not bought.errors
     assert bought.stopped.attempts == 8
