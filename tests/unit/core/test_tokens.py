@@ -42,6 +42,30 @@ def test_counts_come_in_the_order_of_the_texts() -> None:
     assert count([]).shape == (0,)
 
 
+@pytest.mark.parametrize("space", [chr(i) for i in range(0x3001) if chr(i).isspace()], ids=ascii)
+def test_every_kind_of_white_space_counts_as_by_the_whole_pattern(space: str) -> None:
+    texts = [
+        f"{a}{space}{b}{c}"
+        for a in ("", "one", "2", ",")
+        for b in ("", " ", space, "\n")
+        for c in ("", "x", "3", "...")
+    ]
+    assert count(texts).tolist() == [len(whole(text)) for text in texts]
+
+
+def whole(text: str) -> list[int]:
+    return tokens._encoding("cl100k_base").any.encode_ordinary(text)
+
+
+def test_plain_texts_are_those_without_runs_of_white_space() -> None:
+    assert all(
+        map(tokens._is_plain, ["", " ", "a b", "It's 12,345 o'clock!\nSo what?", "お誕生日 おめでとう"])
+    )
+    assert not any(
+        map(tokens._is_plain, ["a  b", "a \nb", "a\n\nb", "a\tb", "a\u00a0b", "a\u2028b", "a\u200db"])
+    )
+
+
 def test_half_a_surrogate_pair_is_counted_not_refused() -> None:
     assert count(["a\ud83d"])[0] >= 2
 
