@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from vecmill.cli.main import COMMANDS
+from vecmill.testing.scenarios import Scenario
+from vecmill.testing.simulator import simulator_thread
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -62,8 +64,27 @@ def test_the_lock_pins_every_dependency_by_hash_and_names_no_host() -> None:
     assert "://" not in lock
 
 
+def test_the_lines_on_hosted_models_run(vecmill: Run, tmp_path: Path) -> None:
+    section = README[README.index("## Hosted models") : README.index("## What it does")]
+    (first, second) = blocks("console", section)
+    assert second.startswith("$ vecmill simulate")
+    table = "Text\n" + "".join(f'"review number {i}, of a thing that came broken"\n' for i in range(50))
+    (tmp_path / "reviews.csv").write_text(table)
+    with simulator_thread(Scenario()) as simulator:
+        env = {"OPENAI_API_KEY": simulator.key, "OPENAI_BASE_URL": simulator.url}
+        env["VECMILL_CACHE_DIR"] = str(tmp_path / "cache")
+        commands = [line for line in first.splitlines() if not line.startswith("$ export")]
+        for command in commands:
+            done = vecmill(*shlex.split(command.removeprefix("$ vecmill")), **env)
+            assert done.returncode == 0, (command, done.stderr)
+        assert simulator.requests == 1  # nothing for the dry run, nothing for what is in the cache
+        (code,) = blocks("python", section)
+        command = [sys.executable, "-W", "error", "-c", code]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, **env})
+
+
 def test_the_python_lines_run(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (tmp_path / "src").symlink_to(ROOT / "src")
     done = subprocess.run(
