@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("vecmill.cli.bench:bench", "Measure this machine."),
     "simulate": (
         "vecmill.cli.simulate:simulate",
-        "Run a provider that costs nothing, with faults on demand.",
+        "Serve made-up vectors as OpenAI, Azure OpenAI and GitHub Models would.",
     ),
     "demo": ("vecmill.cli.demo:demo", "Embed a small table that comes with the package, and search it."),
 }

@@ -2,7 +2,7 @@
 
 Nothing here knows models or retries. A `Session` may be made anywhere, without an event loop; it opens its
 connections when it is first used, for each event loop its own. Proxies come from HTTPS_PROXY, HTTP_PROXY,
-ALL_PROXY and NO_PROXY. Certificates are always checked: against the system's, SSL_CERT_FILE and `ca_file`.
+ALL_PROXY and NO_PROXY, read for the first request to a host. Certificates are always checked: against the system's, SSL_CERT_FILE and `ca_file`.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Session:
         self.users = 1
         self._clients: dict[asyncio.AbstractEventLoop, _Client] = {}
         self._context: ssl.SSLContext | None = None
+        self._proxies: dict[tuple[str, str | None, int | None], tuple[URL | None, str | None]] = {}
         self._lock = threading.Lock()
 
     async def request(
@@ -192,7 +193,7 @@ class Session:
     ) -> Response | URL:
         """Send the request once; return the answer, or where it is to be sent instead."""
         client = await self._client()
-        proxy, login = _proxy(url)
+        proxy, login = self._proxy_to(url)
         tunnel: dict[str, str] | None = None
         if login is not None and url.scheme == "https":
             tunnel = {"Proxy-Authorization": login}
@@ -230,6 +231,13 @@ class Session:
             client = self._clients[loop] = _Client(_open())
         await client.guard()
         return client.session
+
+    def _proxy_to(self, url: URL) -> tuple[URL | None, str | None]:
+        place = (url.scheme, url.host, url.port)
+        found = self._proxies.get(place)
+        if found is None:
+            found = self._proxies[place] = _proxy(url)
+        return found
 
     def _tls(self) -> ssl.SSLContext:
         with self._lock:

@@ -319,7 +319,10 @@ class Channel:
         else:
             await self.engine.embed(work, into=bought, advance=advance)
         supplied = order.supplied
-        supplied.vectors[rows] = bought.vectors
+        if len(rows) == len(supplied.vectors):
+            supplied.vectors = bought.vectors
+        else:
+            supplied.vectors[rows] = bought.vectors
         supplied.tokens[rows] = bought.tokens
         supplied.usd[rows] = bought.tokens * _dollars(self.provider.info.usd_per_million_tokens)
         supplied.sent[rows] = bought.done
