@@ -2,7 +2,8 @@
 
 Nothing here knows models or retries. A `Session` may be made anywhere, without an event loop; it opens its
 connections when it is first used, for each event loop its own. Proxies come from HTTPS_PROXY, HTTP_PROXY,
-ALL_PROXY and NO_PROXY, read for the first request to a host. Certificates are always checked: against the system's, SSL_CERT_FILE and `ca_file`.
+ALL_PROXY and NO_PROXY, read at a session's first request to a host. Certificates are always checked: against
+the system's, SSL_CERT_FILE and `ca_file`.
 """
 
 from __future__ import annotations

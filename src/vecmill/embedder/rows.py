@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt

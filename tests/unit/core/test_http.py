@@ -730,6 +730,25 @@ def test_plain_request_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -
     assert said["headers"]["authorization"] == f"Bearer {KEY}"
 
 
+def test_a_session_looks_for_the_proxy_of_a_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def found(url: Any) -> tuple[None, None]:
+        asked.append(str(url))
+        return None, None
+
+    async def main() -> None:
+        async with serving(echo) as origin, serving(echo) as other:
+            session = http.Session()
+            for url in (f"{origin}/v1", f"{origin}/v2", f"{other}/v1"):
+                await session.request("POST", url, headers={}, body=b"{}", timeout=5)
+            await session.close()
+
+    monkeypatch.setattr(http, "_proxy", found)
+    asyncio.run(main())
+    assert len(asked) == 2
+
+
 def test_tls_goes_through_a_tunnel_and_the_proxy_sees_no_key(
     tls: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
