@@ -138,6 +138,32 @@ class Embedder:
         return [result.vectors for result in results]
 
 
+class AsyncCalls:
+    """The same door for code that awaits: several calls of `size` texts under way."""
+
+    packages = Embedder.packages
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from vecmill.embedder.embedder import AsyncEmbedder as Door
+
+        self._options = options
+        made = settings(options)
+        self._door = Door(f"openai:{PROFILE}", settings=made, base_url=options["url"], cache=True)
+        self._loop = asyncio.new_event_loop()
+
+    def prepare(self, texts: list[str]) -> list[list[str]]:
+        """Cut texts into calls."""
+        gc.collect()
+        return cut(texts, self._options["size"])
+
+    def embed(self, calls: list[list[str]]) -> list[Any]:
+        """Embed, several calls at once, and keep each one's vectors (n, d)."""
+        asked = at_once(self._door.embed, calls, self._options["in_flight"])
+        results = self._loop.run_until_complete(asked)
+        self.tokens = sum(result.usage.tokens for result in results)
+        return [result.vectors for result in results]
+
+
 def settings(options: dict[str, Any]) -> Any:
     """Return settings that no file or variable of this machine changes; the profile bounds requests."""
     from vecmill.core.config import Profile, Settings
@@ -176,6 +202,7 @@ SYSTEMS: dict[str, type[Any]] = {
     "sdk_async": SdkAsync,
     "provider": Provider,
     "embedder": Embedder,
+    "async_calls": AsyncCalls,
 }
 
 if __name__ == "__main__":

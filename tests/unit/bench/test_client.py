@@ -12,6 +12,7 @@ import pytest
 
 from vecmill.bench import client, client_worker, peers
 from vecmill.bench.client import (
+    AT_ONCE,
     CALLS,
     ONE_CALL,
     OWN_ROWS,
@@ -28,7 +29,7 @@ from vecmill.core import tokens
 from vecmill.core.errors import InputError, ProviderError
 from vecmill.core.measure import Ratio
 
-OWN = (PROVIDER, CALLS, ONE_CALL, OWN_ROWS)
+OWN = (PROVIDER, CALLS, AT_ONCE, ONE_CALL, OWN_ROWS)
 needs_sdk = pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="needs the openai SDK")
 
 
@@ -62,7 +63,7 @@ def test_every_way_sends_its_texts_in_every_round(
     found, _, said = measured
     assert [one.name for one in found.parts] == [SDK, SDK_ASYNC, SDK_FLOATS, SDK_ROWS, *OWN]
     assert {one.name: (one.texts, one.requests) for one in found.parts} == {
-        **dict.fromkeys((SDK, SDK_ASYNC, SDK_FLOATS, PROVIDER, CALLS, ONE_CALL), (128, 2)),
+        **dict.fromkeys((SDK, SDK_ASYNC, SDK_FLOATS, PROVIDER, CALLS, AT_ONCE, ONE_CALL), (128, 2)),
         SDK_ROWS: (3, 3),
         OWN_ROWS: (70, 1),
     }
@@ -126,6 +127,7 @@ def test_our_gates_hold_against_the_faster_default_of_the_sdk() -> None:
     cpu = {
         PROVIDER: 0.01,
         CALLS: 0.03,
+        AT_ONCE: 0.02,
         ONE_CALL: 0.02,
         OWN_ROWS: 1.0,
         SDK: 0.1,
