@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vecmill.core.space import PROBE_TEXTS
-from vecmill.core.types import InputType
+from vecmill.core.types import InputType, IntArray
 from vecmill.embedder.batching import batches
 from vecmill.embedder.cache.base import cache_keys
 from vecmill.embedder.probe import read_probe
 from vecmill.embedder.rows import cut, prepare
+from vecmill.jobs.batch_plan import KeySet
 from vecmill.jobs.plan import Plan
 from vecmill.models.base import Encoded
 
@@ -48,11 +49,10 @@ class Estimate:
 
 
 async def estimate(plan: Plan) -> Estimate:
-    """Tokenize the whole input and add up. Costs a pass over it, 16 bytes a different text, no request."""
+    """Tokenize the whole input and add up. Costs a pass over it, 16 bytes for each different text, no request."""
     channel, info = plan.channel, plan.provider.info
     limit = plan.policy.limit(plan.provider)
-    seen: set[bytes] = set()
-    whole: set[bytes] = set()
+    seen, whole = KeySet(), KeySet()
     totals = dict.fromkeys(("texts", "distinct", "long", "tokens", "unknown"), 0)
     cached = cached_tokens = send_texts = send_tokens = requests = 0
     for window in plan.windows():
@@ -92,14 +92,9 @@ async def estimate(plan: Plan) -> Estimate:
     )
 
 
-def _new(encoded: Encoded, space: str, seen: set[bytes]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _new(encoded: Encoded, space: str, seen: KeySet) -> IntArray:
     """Return the positions of texts not seen before, and note them."""
-    fresh = []
-    for at, key in enumerate(cache_keys(space, encoded.texts, variant=encoded.variant)):
-        if key not in seen:
-            seen.add(key)
-            fresh.append(at)
-    return np.array(fresh, dtype=np.int64)
+    return np.flatnonzero(seen.add(cache_keys(space, encoded.texts, variant=encoded.variant)))
 
 
 def _most_tokens(plan: Plan) -> int | None:
