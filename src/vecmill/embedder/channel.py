@@ -289,12 +289,6 @@ class Channel:
         finally:
             self._flights.close(order.flight)
 
-    def forget(self, order: Order) -> None:
-        """Close an order without keeping anything."""
-        for nested in order.nested:
-            self.forget(nested)
-        self._flights.close(order.flight)
-
     def _put(self, order: Order) -> None:
         if self.cache is None or order.bought is None:
             return
@@ -305,30 +299,35 @@ class Channel:
 
     async def _fetch(self, order: Order, advance: Advance) -> Stop | None:
         """Buy or compute the rows that are ours. Return why it ended early, if it did."""
-        rows = order.mine
-        if not len(rows):
+        if not len(order.mine):
             return None
-        work = order.work if len(rows) == len(order.work) else order.work.take(rows)
-        order.bought = bought = Bought.nothing(len(rows), self.provider.info.width)
+        try:
+            await self._buy(order, advance)
+        finally:  # also what came before a cancellation: other calls wait for it
+            self._take_bought(order)
+        return None if order.bought is None else order.bought.stopped
+
+    async def _buy(self, order: Order, advance: Advance) -> None:
+        work = order.work if len(order.mine) == len(order.work) else order.work.take(order.mine)
+        order.bought = Bought.nothing(len(work), self.provider.info.width)
         if self.engine is None:
-            await self._compute(work, bought, advance)
+            await self._compute(work, order.bought, advance)
         elif self._probe_rides:
             self._probe_rides = False
             await self._buy_with_probe(self.engine, work, order, advance)
-            bought = order.bought
         else:
-            await self.engine.embed(work, into=bought, advance=advance)
-        supplied = order.supplied
-        if len(rows) == len(supplied.vectors):
-            supplied.vectors = bought.vectors
-        else:
-            supplied.vectors[rows] = bought.vectors
+            await self.engine.embed(work, into=order.bought, advance=advance)
+
+    def _take_bought(self, order: Order) -> None:
+        rows, bought, supplied = order.mine, order.bought, order.supplied
+        if bought is None:
+            return
+        supplied.vectors[rows] = bought.vectors
         supplied.tokens[rows] = bought.tokens
         supplied.usd[rows] = bought.tokens * _dollars(self.provider.info.usd_per_million_tokens)
         supplied.sent[rows] = bought.done
         supplied.errors.update((int(rows[at]), error) for at, error in bought.errors.items())
         supplied.usage += bought.usage
-        return bought.stopped
 
     async def _compute(self, work: Encoded, bought: Bought, advance: Advance) -> None:
         """Ask a provider that has no limits but its own packing."""
@@ -346,7 +345,7 @@ class Channel:
         if order.flight.rows:
             have = np.ones(len(order.keys), dtype=np.bool_)
             have[order.mine] = False if order.bought is None else order.bought.done
-            order.flight.land(order.supplied.vectors, have, order.supplied.errors)
+            self._flights.land(order.flight, order.supplied.vectors, have, order.supplied.errors)
 
     async def _share(self, order: Order, advance: Advance) -> IntArray:
         """Wait for what other calls fetch and take it; return the rows they did not get."""

@@ -7,7 +7,7 @@ cache (or given up), so that between two calls a text is always either in a flig
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +39,7 @@ class Flight:
         done: npt.NDArray[np.bool_],
         errors: dict[int, ProviderError],
     ) -> None:
-        """Let those who wait have what came."""
+        """Let those who wait have what came; use `Flights.land`."""
         self.vectors, self.done, self.errors = vectors, done, errors
         self._landed.set()
 
@@ -87,9 +87,23 @@ class Flights:
         self._open.update(dict.fromkeys(rows, flight))
         return flight, mine, theirs
 
+    def land(
+        self,
+        flight: Flight,
+        vectors: Vectors,
+        done: npt.NDArray[np.bool_],
+        errors: dict[int, ProviderError],
+    ) -> None:
+        """Let those who wait have what came, and claim for themselves what was not come to."""
+        flight.land(vectors, done, errors)
+        self._release(flight, [key for key, row in flight.rows.items() if not done[row] and row not in errors])
+
     def close(self, flight: Flight) -> None:
         """Forget a flight; whoever asks for its keys from now on looks into the cache."""
         flight.crash()
-        for key in flight.rows:
+        self._release(flight, flight.rows)
+
+    def _release(self, flight: Flight, keys: Iterable[bytes]) -> None:
+        for key in keys:
             if self._open.get(key) is flight:
                 del self._open[key]

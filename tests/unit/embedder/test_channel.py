@@ -1,0 +1,97 @@
+"""Calls at once: a text on its way is shared, and what one call lost another gets for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vecmill.core.errors import InputError, ProviderError, QuotaExhaustedError, RefusedError
+from vecmill.embedder.embedder import AsyncEmbedder
+from vecmill.models.base import Advance, Encoded, Endpoint, ModelInfo, Reply, no_advance
+from vecmill.testing.clock import run_virtual
+from vecmill.testing.fakes import FakeProvider
+
+Script = Callable[[int, tuple[str, ...]], ProviderError | None]
+
+
+@dataclass(slots=True)
+class Hosted(FakeProvider):
+    """A hosted model that takes a second for each request, one after another."""
+
+    script: Script = lambda number, texts: None
+    endpoint: Endpoint = field(
+        default_factory=lambda: Endpoint("1" * 32, "fake:hash", max_concurrency=1)
+    )
+
+    @property
+    def info(self) -> ModelInfo:
+        return replace(FakeProvider.info.fget(self), hosted=True)  # type: ignore[attr-defined]  # a property
+
+    async def embed(self, encoded: Encoded, *, advance: Advance = no_advance) -> Reply:
+        number = len(self.calls)
+        await asyncio.sleep(1.0)
+        error = self.script(number, encoded.texts)
+        if error is not None:
+            self.calls.append(encoded.texts)
+            raise error
+        return await FakeProvider.embed(self, encoded)
+
+    async def learn(self) -> Reply | None:
+        return None
+
+    def remember(self, **limits: int | None) -> None:
+        raise AssertionError(limits)
+
+    def varied(self, *, user: str | None = None, deployment: str | None = None) -> Hosted:
+        return self
+
+    def sent(self) -> list[str]:
+        return [text for call in self.calls for text in call]
+
+
+def words(n: int) -> list[str]:
+    return [f"text number {i}" for i in range(n)]
+
+
+def poison(number: int, texts: tuple[str, ...]) -> ProviderError | None:
+    return RefusedError("no", reason="input", code="bad") if "poison" in texts else None
+
+
+def embedder(model: Hosted, **options: Any) -> AsyncEmbedder:
+    return AsyncEmbedder(provider=model, cache=False, **options)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.5, 1.5, 2.5, 3.5])
+def test_what_a_cancelled_call_did_not_fetch_another_call_gets_by_itself(moment: float) -> None:
+    model = Hosted(max_inputs=2)
+
+    async def go() -> np.ndarray:
+        door = embedder(model)
+        first = asyncio.create_task(door.embed(words(8)))
+        await asyncio.sleep(moment)
+        second = asyncio.create_task(door.embed(words(8)))
+        await asyncio.sleep(0.2)
+        first.cancel()
+        return (await second).vectors
+
+    assert np.array_equal(run_virtual(go()), model.vectors(words(8)))
+    twice = len(model.sent()) - len(set(model.sent()))
+    assert twice == 0  # a request torn on its way never reached this model's list
+
+
+def test_a_call_that_waits_for_one_the_quota_stopped_ends_with_the_quota() -> None:
+    def used_up(number: int, texts: tuple[str, ...]) -> ProviderError | None:
+        return QuotaExhaustedError("quota", until=1.0) if number >= 2 else None
+
+    model = Hosted(max_inputs=2, script=used_up)
+
+    async def go() -> list[Any]:
+        door = embedder(model)
+        return await asyncio.gather(door.embed(words(8)), door.embed(words(8)), return_exceptions=True)
+
+    assert [type(error) for error in run_virtual(go())] == [QuotaExhaustedError] * 2
