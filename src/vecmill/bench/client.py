@@ -351,7 +351,7 @@ def _compare(parts: list[Part], seed: int) -> list[Comparison]:
     comparisons = []
     for name in (PROVIDER, CALLS, AT_ONCE, ONE_CALL):
         for baseline in (*defaults, found[SDK_FLOATS]):
-            least, aim = LEAST[name] if baseline is fastest else (None, None)
+            least, aim = LEAST.get(name, (None, None)) if baseline is fastest else (None, None)
             one = compare(found[name], baseline, "cpu", seed)
             comparisons.append(Comparison(one.name, one.baseline, one.unit, one.ratio, least, aim))
     one = compare(found[OWN_ROWS], found[SDK_ROWS], "wall", seed)
