@@ -175,7 +175,8 @@ class Channel:
                 f"(space {short(self.provider.info.space)}): name its model in a profile"
             )
         limiter = limiter_for(provider.endpoint, home=settings.home, now=clock.now)
-        engine = replace(self.engine, provider=provider, limiter=limiter)
+        known = self.engine
+        engine = Engine(provider, limiter, known.budget, known.retry, known.random)  # it halts by itself
         return replace(self, provider=provider, engine=engine)
 
     async def learn(self) -> None:

@@ -96,7 +96,8 @@ class Flights:
     ) -> None:
         """Let those who wait have what came, and claim for themselves what was not come to."""
         flight.land(vectors, done, errors)
-        self._release(flight, [key for key, row in flight.rows.items() if not done[row] and row not in errors])
+        left = [key for key, row in flight.rows.items() if not done[row] and row not in errors]
+        self._release(flight, left)
 
     def close(self, flight: Flight) -> None:
         """Forget a flight; whoever asks for its keys from now on looks into the cache."""

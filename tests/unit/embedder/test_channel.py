@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vecmill.core.errors import InputError, ProviderError, QuotaExhaustedError, RefusedError
+from vecmill.core.errors import ProviderError, QuotaExhaustedError, RefusedError
 from vecmill.embedder.embedder import AsyncEmbedder
 from vecmill.models.base import Advance, Encoded, Endpoint, ModelInfo, Reply, no_advance
 from vecmill.testing.clock import run_virtual
@@ -24,9 +24,7 @@ class Hosted(FakeProvider):
     """A hosted model that takes a second for each request, one after another."""
 
     script: Script = lambda number, texts: None
-    endpoint: Endpoint = field(
-        default_factory=lambda: Endpoint("1" * 32, "fake:hash", max_concurrency=1)
-    )
+    endpoint: Endpoint = field(default_factory=lambda: Endpoint("1" * 32, "fake:hash", max_concurrency=1))
 
     @property
     def info(self) -> ModelInfo:
@@ -95,3 +93,17 @@ def test_a_call_that_waits_for_one_the_quota_stopped_ends_with_the_quota() -> No
         return await asyncio.gather(door.embed(words(8)), door.embed(words(8)), return_exceptions=True)
 
     assert [type(error) for error in run_virtual(go())] == [QuotaExhaustedError] * 2
+
+
+def test_a_quota_met_for_one_user_does_not_stop_later_calls() -> None:
+    model = Hosted(
+        script=lambda number, texts: QuotaExhaustedError("quota", until=1.0) if number == 0 else None
+    )
+
+    async def go() -> list[Any]:
+        door = embedder(model)
+        with pytest.raises(QuotaExhaustedError):
+            await door.embed(words(4), user="one")
+        return [await door.embed(words(4)), await door.embed(["another"], user="one")]
+
+    assert [len(made) for made in run_virtual(go())] == [4, 1]
