@@ -169,8 +169,14 @@ class Engine:
         if self._waiting <= 0:
             self._drained.set()
 
-    async def _unless_halted(self, waiting: Coroutine[Any, Any, T]) -> T:
+    async def _unless_halted(
+        self, waiting: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda _: None
+    ) -> T:
         """Wait for something, but not longer than until `halt`.
+
+        Args:
+            waiting: What to wait for.
+            undo: Gives its result back, where it came and the caller is cancelled before he has it.
 
         Raises:
             ProviderError, BudgetReachedError: What the engine was halted with.
@@ -179,14 +185,17 @@ class Engine:
         halt = asyncio.ensure_future(self._halt.wait())
         try:
             await asyncio.wait((task, halt), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise cast(Stop, self._halted)
+            if not task.done():
+                raise cast(Stop, self._halted)
+        except BaseException:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if not task.cancelled() and task.exception() is None:
+                undo(task.result())
+            raise
         finally:
             halt.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        return task.result()
 
 
 @dataclass(slots=True)
@@ -313,14 +322,18 @@ class _Run:
         """Wait for the turn, send one request, and tell the limiter and the budget how it went."""
         engine, tokens = self.engine, int(part.tokens.sum())
         try:
-            held = await engine._unless_halted(engine.budget.hold(tokens))
+            held = await engine._unless_halted(
+                engine.budget.hold(tokens), undo=lambda held: engine.budget.settle(held, None)
+            )
         except BaseException:
             engine._wait_more(-waited)
             raise
         billed: float | None = 0.0
         try:
             try:
-                ticket = await engine._unless_halted(engine.limiter.acquire(tokens))
+                ticket = await engine._unless_halted(
+                    engine.limiter.acquire(tokens), undo=engine.limiter.unused
+                )
             finally:
                 engine._wait_more(-waited)
             most = engine.limiter.most_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -227,6 +228,24 @@ def test_a_budget_is_never_passed() -> None:
     assert isinstance(bought.stopped, BudgetReachedError)
     assert model.billed == 48
     assert int(bought.done.sum()) == 16
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_a_call_cancelled_at_any_moment_gives_money_and_place_back(steps: int) -> None:
+    model = Hosted(max_inputs=2, usd_per_million_tokens=1.0)
+
+    async def go() -> tuple[int, float, int]:
+        limiter, budget = Limiter(model.endpoint, now=now), Budget(1.0, 1.0)
+        engine = Engine(model, limiter, budget, random=Random(7))
+        work = model.encode(words(16), input_type=InputType.DOCUMENT)
+        call = asyncio.create_task(engine.embed(work, into=Bought.nothing(16, model.dimensions)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        return limiter.in_flight, budget._holders, engine._waiting
+
+    assert run_virtual(go()) == (0, 0, 0)
 
 
 def test_a_budget_needs_a_price() -> None:
