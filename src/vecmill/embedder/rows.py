@@ -319,7 +319,7 @@ def _by_row(
     usd[has_text[bearer]] = billed[1][asked]
     sent = int(_by_text(supplied.sent.astype(np.int64), pieces)[texts].astype(bool).sum())
     return RowVectors(
-        vectors=np.ascontiguousarray(vectors[source]),
+        vectors=vectors if _is_each_once(source, len(vectors)) else np.ascontiguousarray(vectors[source]),
         rows=np.repeat(rows, repeat),
         spans=spans,
         pieces=made_from,
@@ -339,6 +339,11 @@ def _of_rows(distinct: IntArray, by_text: dict[int, T]) -> dict[int, T]:
     if not by_text:
         return {}
     return {row: by_text[at] for row, at in enumerate(distinct.tolist()) if at in by_text}
+
+
+def _is_each_once(positions: IntArray, n: int) -> bool:
+    """Whether positions are 0 to n-1 in order: then taking them would only copy."""
+    return len(positions) == n and bool((positions == np.arange(n)).all())
 
 
 def _by_text(values: npt.NDArray[N], pieces: Pieces) -> npt.NDArray[N]:

@@ -212,8 +212,11 @@ def _arrange(total: int, result: RowVectors) -> tuple[IntArray, IntArray]:
 
 def _vectors(result: RowVectors, vector_at: IntArray, dimensions: int) -> pa.Array:
     missing = vector_at < 0
-    values = np.zeros((len(vector_at), dimensions), dtype=np.float32)
-    values[~missing] = result.vectors[vector_at[~missing]]
+    if missing.any() or len(vector_at) != len(result.vectors):
+        values = np.zeros((len(vector_at), dimensions), dtype=np.float32)
+        values[~missing] = result.vectors[vector_at[~missing]]
+    else:  # every row has one, in order: Arrow takes them as they are
+        values = result.vectors
     mask = pa.array(missing) if missing.any() else None
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), dimensions, mask=mask)
 
