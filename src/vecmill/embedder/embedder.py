@@ -195,7 +195,9 @@ class AsyncEmbedder:
         if result.failures:
             row = min(result.failures)
             raise _at_position(result.failures[row], row, len(result.failures))
-        return Embeddings(result.vectors, result.rows, result.usage, info.name, info.space, result.tokens)
+        # another call may still take what it shares with this one: what goes out is the caller's own
+        vectors = result.vectors if channel.cache is None else result.vectors.copy()
+        return Embeddings(vectors, result.rows, result.usage, info.name, info.space, result.tokens)
 
     async def _embed_groups(
         self,
