@@ -88,7 +88,7 @@ def _say_nothing(line: str) -> None:
 
 def run_client(
     *,
-    requests: int = 32,
+    requests: int = 64,
     rounds: int = 7,
     rows: int = 30,
     full: bool = False,

@@ -140,7 +140,7 @@ def local(
 @click.option(
     "--requests",
     type=click.IntRange(min=1),
-    default=32,
+    default=64,
     show_default=True,
     metavar="N",
     help="Requests of a round, 64 texts each.",
