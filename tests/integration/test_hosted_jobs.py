@@ -155,6 +155,30 @@ def test_a_budget_pauses_before_it_is_passed(hosted: Any) -> None:
     assert_whole(resumed, asked)
 
 
+def test_a_cap_holds_over_runs_and_the_receipt_is_the_bill_of_all(hosted: Any) -> None:
+    asked = texts(30_000)
+    scenario = replace(Scenario(), max_inputs=100, latency=Latency(seconds=0.5))
+    runs = [hosted.job(scenario, hosted.texts(asked), max_usd=0.002) for _ in range(3)]
+    assert all(isinstance(ran.error, BudgetReachedError) for ran in runs)
+    assert 0.0019 < sum(ran.simulator.billed_usd for ran in runs) <= 0.002
+    runs.append(hosted.job(scenario, hosted.texts(asked)))
+    receipt, bill = runs[-1].receipt, sum(ran.simulator.billed_tokens for ran in runs)
+    assert receipt["tokens"] + receipt["probe_tokens"] == bill
+    assert receipt["usd"] + receipt["probe_usd"] == pytest.approx(
+        sum(ran.simulator.billed_usd for ran in runs)
+    )
+    assert_balanced(receipt)
+    assert_whole(runs[-1], asked)
+
+
+def test_a_cap_holds_where_answers_are_lost_that_were_billed(hosted: Any) -> None:
+    scenario = replace(Scenario(), max_inputs=50, faults=(Fault("reset_after", share=0.5),))
+    for _ in range(2):
+        ran = hosted.job(scenario, hosted.texts(texts(12_000)), max_usd=0.001)
+        assert isinstance(ran.error, BudgetReachedError)
+        assert ran.simulator.billed_usd <= 0.001
+
+
 def test_a_refused_key_ends_the_job_with_one_request(hosted: Any) -> None:
     ran = hosted.job(replace(Scenario(), keys=("sk-another-key-entirely",)), hosted.texts(texts(5_000)))
     assert isinstance(ran.error, AuthenticationError)

@@ -15,7 +15,8 @@ class Budget:
     Attributes:
         max_usd: The cap; None allows everything.
         usd_per_million_tokens: The price; a cap without one is refused.
-        spent_usd: Billed so far, earlier runs of the same job included.
+        spent_usd: Billed so far, earlier runs of the same job included, and requests whose answer was lost:
+            they may have been billed.
     """
 
     max_usd: float | None = None

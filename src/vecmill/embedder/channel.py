@@ -98,6 +98,11 @@ class Order:
     bought: Bought | None = None
     nested: list[Order] = field(default_factory=list)
 
+    def spent(self) -> Usage:
+        """Return what its texts cost so far, also where it was interrupted."""
+        mine = Usage() if self.bought is None else self.bought.usage
+        return sum((nested.spent() for nested in self.nested), mine)
+
 
 @dataclass(slots=True)
 class Channel:

@@ -340,11 +340,12 @@ class _Run:
             if most is not None and tokens > most and len(part) > 1:  # learned since it was packed
                 engine.limiter.unused(ticket)
                 raise RefusedError("packed too large", reason="max_request_tokens", code=ABOVE_LIMIT)
+            billed = held  # once it is sent, it may be billed whatever becomes of the reply
             reply = await self._exchange(part, ticket)
             billed = reply.usage.usd
             return reply
-        except BadReplyError:
-            billed = held
+        except ProviderError as error:
+            billed = held if _may_be_billed(error) else 0.0
             raise
         finally:
             engine.budget.settle(held, billed)

@@ -19,6 +19,7 @@ from vecmill.core.errors import BudgetReachedError, JobError, ProviderError
 from vecmill.core.events import Listener, Notice, Progress
 from vecmill.core.space import PROBE_TEXTS
 from vecmill.core.types import InputType, RowError, Usage
+from vecmill.embedder.channel import Order
 from vecmill.embedder.rows import Prepared, RowVectors, Started, cut, finish, prepare, start
 from vecmill.jobs.guard import Guard, warned_rows
 from vecmill.jobs.layout import output_batch
@@ -43,13 +44,14 @@ async def embed_windows(plan: Plan, listen: Listener) -> None:
         ProviderError, BudgetReachedError: Nothing more can be sent; what was in flight is awaited and kept.
     """
     finished = {index: plan.state.counts(path) for index, path in plan.state.windows().items()}
-    total = sum(finished.values(), Counts())
+    total = sum(finished.values(), plan.state.spent())
     resumed = total.input_rows
     if resumed:
         listen(Notice("resumed", f"going on after {resumed:,} of {plan.rows:,} rows, finished earlier"))
     listen(Progress(total.input_rows, plan.rows, total.tokens, resumed))
     if plan.channel.engine is not None:
-        plan.channel.engine.budget.spent_usd += (total.usd or 0.0) + (total.probe_usd or 0.0)
+        unsure = total.unsure_tokens * (plan.provider.info.usd_per_million_tokens or 0.0) / 1e6
+        plan.channel.engine.budget.spent_usd += (total.usd or 0.0) + (total.probe_usd or 0.0) + unsure
     windows = _Windows(plan, listen, Guard(allow_any=plan.options.any_language), total, resumed)
     reader = plan.windows()
     ahead = asyncio.create_task(asyncio.to_thread(next, reader, None))
@@ -152,6 +154,7 @@ class _Windows:
     async def _finish(self, window: Window, started: Started, seen: Counts) -> None:
         plan, ready = self.plan, started.prepared
         share = _Share(self, len(window), max(len(started.order.keys), 1))
+        probe = Counts()
         try:
             result = await finish(plan.channel, started, advance=share.advance)
             warnings = {} if plan.provider.info.hosted else warned_rows(ready)
@@ -165,12 +168,26 @@ class _Windows:
                     f"window {window.index} does not balance: {counts.to_dict()}; please report this"
                 )
             await whole(plan.state.commit, window.index, batch, counts + seen)
+        except BaseException:
+            if window.index not in plan.state.windows():
+                self._note_spent(started.order, probe)
+            raise
         finally:
             share.close()
             await plan.channel.keep(started.order)
         self.total += counts
         note_job(plan, state="running", done=self.total.input_rows)
         self.report()
+
+    def _note_spent(self, order: Order, probe: Counts) -> None:
+        """Keep what a window that ends unfinished was billed, for the receipt and the cap of the next run."""
+        probe += probe_counts(self.plan.channel.take_probe_usage())
+        usage = order.spent()
+        spent = Counts(
+            tokens=usage.tokens, requests=usage.requests, usd=usage.usd, unsure_tokens=usage.unsure_tokens
+        )
+        if usage.tokens or usage.unsure_tokens or probe.probe_tokens:
+            self.plan.state.note_spent(spent + probe)
 
     def report(self) -> None:
         """Tell how far the job is, with what windows on their way have done."""

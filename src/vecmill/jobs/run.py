@@ -177,11 +177,15 @@ async def _make(plan: Plan, listen: Listener) -> dict[str, Any]:
                 f"{plan.target.name} was written by somebody else while the job ran, and is left as it is; "
                 f"run the command again, with --overwrite to replace it"
             )
-        return await whole(_publish, plan, probe, probe_counts(plan.channel.take_probe_usage()), batched)
+        last = probe_counts(plan.channel.take_probe_usage())
+        if last.requests:
+            plan.state.note_spent(last)
+        return await whole(_publish, plan, probe, batched)
     except BaseException as error:
         done = _rows_finished(plan)
         state = stopped_state(error)
-        if not done and state == "stopped" and not (plan.state.path / BATCH_FOLDER).exists():
+        kept = (plan.state.path / BATCH_FOLDER).exists() or plan.state.spent() != Counts()
+        if not done and state == "stopped" and not kept:
             plan.state.remove()  # nothing to resume, so nothing stays
         note_job(plan, state=state, done=done)
         raise
@@ -237,9 +241,9 @@ async def _through_batches(plan: Plan, listen: Listener) -> dict[str, Any]:
     return {"batch": {name: getattr(receipt, name) for name in names}}
 
 
-def _publish(plan: Plan, probe: str, extra: Counts, batched: dict[str, Any]) -> dict[str, Any]:
+def _publish(plan: Plan, probe: str, batched: dict[str, Any]) -> dict[str, Any]:
     """Write output, receipt and errors from the finished windows; return the receipt."""
-    total = _totals(plan) + extra
+    total = _totals(plan)
     plan.sources.ensure_unchanged()
     write_set(
         plan.output,
@@ -259,7 +263,7 @@ def _finish(plan: Plan) -> dict[str, Any]:
 
 
 def _totals(plan: Plan) -> Counts:
-    total = sum(map(plan.state.counts, plan.state.windows().values()), Counts())
+    total = sum(map(plan.state.counts, plan.state.windows().values()), plan.state.spent())
     if total.input_rows != plan.rows:
         raise JobError(
             f"{total.input_rows} rows were embedded but the input had {plan.rows} when the job was planned: "

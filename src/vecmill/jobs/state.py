@@ -111,7 +111,7 @@ class StateDir:
         Windows of another job are removed, and so are damaged ones.
         """
         if self.fingerprint() != fingerprint:
-            for path in self.windows().values():
+            for path in (*self.windows().values(), self._spent_path):
                 durable.remove(path)
             text = json.dumps({**described, "fingerprint": fingerprint}, ensure_ascii=False, indent=1)
             durable.write_bytes(self.plan_path, text.encode())
@@ -119,6 +119,22 @@ class StateDir:
         for _, path in damaged:
             durable.remove(path)
         return [index for index, _ in damaged]
+
+    def spent(self) -> Counts:
+        """Return what earlier runs were billed for windows that were not finished then."""
+        try:
+            return Counts(**json.loads(self._spent_path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return Counts()
+
+    def note_spent(self, counts: Counts) -> None:
+        """Add what was billed for a window that is not finished: its vectors are in the cache only."""
+        total = self.spent() + counts
+        durable.write_bytes(self._spent_path, json.dumps(total.to_dict()).encode())
+
+    @property
+    def _spent_path(self) -> Path:
+        return self.path / "spent.json"
 
     def windows(self) -> dict[int, Path]:
         """Return the files of finished windows by number."""
