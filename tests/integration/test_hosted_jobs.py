@@ -21,6 +21,7 @@ from vecmill.core.errors import (
     UnavailableError,
 )
 from vecmill.core.space import PROBE_TEXTS
+from vecmill.jobs.resume import read_command
 from vecmill.jobs.run import embed_files
 from vecmill.jobs.store import list_jobs
 from vecmill.testing.scenarios import Latency, Model, Scenario
@@ -177,6 +178,13 @@ def test_a_cap_holds_where_answers_are_lost_that_were_billed(hosted: Any) -> Non
         ran = hosted.job(scenario, hosted.texts(texts(12_000)), max_usd=0.001)
         assert isinstance(ran.error, BudgetReachedError)
         assert ran.simulator.billed_usd <= 0.001
+
+
+def test_resume_asks_what_was_asked_last(hosted: Any) -> None:
+    source, scenario = hosted.texts(texts(6_000)), replace(Scenario(), faults=(Fault("quota", at={2}),))
+    assert isinstance(hosted.job(scenario, source).error, QuotaExhaustedError)
+    assert isinstance(hosted.job(Scenario(), source, max_usd=0.0004).error, BudgetReachedError)
+    assert read_command(None, settings=hosted.settings).options.max_usd == 0.0004
 
 
 def test_a_refused_key_ends_the_job_with_one_request(hosted: Any) -> None:

@@ -181,6 +181,8 @@ class _Windows:
 
     def _note_spent(self, order: Order, probe: Counts) -> None:
         """Keep what a window that ends unfinished was billed, for the receipt and the cap of the next run."""
+        if self.plan.channel.engine is None:
+            return
         probe += probe_counts(self.plan.channel.take_probe_usage())
         usage = order.spent()
         spent = Counts(

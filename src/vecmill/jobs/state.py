@@ -113,8 +113,8 @@ class StateDir:
         if self.fingerprint() != fingerprint:
             for path in (*self.windows().values(), self._spent_path):
                 durable.remove(path)
-            text = json.dumps({**described, "fingerprint": fingerprint}, ensure_ascii=False, indent=1)
-            durable.write_bytes(self.plan_path, text.encode())
+        text = json.dumps({**described, "fingerprint": fingerprint}, ensure_ascii=False, indent=1)
+        durable.write_bytes(self.plan_path, text.encode())  # also what was asked last: caps may differ
         damaged = [(index, path) for index, path in self.windows().items() if not _intact(path)]
         for _, path in damaged:
             durable.remove(path)
