@@ -28,6 +28,8 @@ from vecmill.models.hosted import wire
 from vecmill.models.hosted.connection import Connection
 
 _LONGEST = 300
+_READ = 4_000
+"""Characters of a message that are looked at: what a server says is no reason to think for minutes."""
 _RUN = 16
 """Characters in a row that a message may share with a text."""
 
@@ -120,7 +122,7 @@ class _Case:
         self.problem = read_problem(response.body)
         self.status = response.status
         self.meant = _status_within(self.problem) if 200 <= self.status < 300 else self.status
-        plain = " ".join(self.problem.message.split())
+        plain = " ".join(self.problem.message[:_READ].split())
         quotes = _quotes(plain, texts)
         number = request_id(response) or ""
         number = "" if _PLAIN_KEYS.search(number) or _shows_secret(number, secrets) else number
@@ -356,7 +358,11 @@ def _limit(match: re.Match[str]) -> int | None:
     """Return the number a message names."""
     if not match.re.groups:
         return None
-    return int(re.sub(r"\D", "", match[1])) or None
+    digits = re.sub(r"\D", "", match[1])
+    return int(digits) or None if len(digits) <= _MOST_DIGITS else None  # no limit of this world has more
+
+
+_MOST_DIGITS = 15
 
 
 def _text(value: Any) -> str:

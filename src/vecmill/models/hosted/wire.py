@@ -278,8 +278,12 @@ _SILENT = RateLimits()
 
 
 def _whole(value: str | None) -> int | None:
+    """Return a whole number; None also for one that no counter has, such as 1e30."""
     number = _number(value)
-    return None if number is None else int(number)
+    return None if number is None or number > _MOST else int(number)
+
+
+_MOST = 1e15
 
 
 def _number(value: str | None) -> float | None:
@@ -298,25 +302,31 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|[dhms])")
 
 
 def read_duration(value: str | None) -> float | None:
-    """Return a duration in seconds: "6m0s", "1s", "88ms", or plain seconds. None where it is none."""
+    """Return a duration in seconds: "6m0s", "1s", "88ms", or plain seconds. None where it is none.
+
+    One of more than a year is cut to a year.
+    """
     number = _number(value)
     if number is not None or value is None or len(value) > 32:
-        return number
+        return None if number is None else min(number, _LONGEST_WAIT)
     parts = _DURATION.findall(value)
     if not parts or "".join(amount + unit for amount, unit in parts) != value.strip():
         return None
-    return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
+    return min(sum(float(amount) * _UNITS[unit] for amount, unit in parts), _LONGEST_WAIT)
 
+
+_LONGEST_WAIT = 366 * 86_400.0
+"""Seconds: a year. Longer ones are nonsense, and have no date."""
 
 _ASKED_TO_WAIT = re.compile(
-    r"(?:retry|try again|wait)\b[^.\d]{0,20}?(\d+(?:\.\d+)?)\s*"
+    r"(?:retry|try again|wait)\b[^.\d]{0,20}?(\d{1,15}(?:\.\d{1,15})?)\s*"
     r"(milliseconds|ms|seconds?|secs?|s|minutes?|min|m|hours?|h)\b",
     re.IGNORECASE,
 )
 
 
 def read_retry_after(headers: Mapping[str, str], message: str, *, now: float) -> float | None:
-    """Return the seconds a provider asks to wait, or None.
+    """Return the seconds a provider asks to wait, at most a year, or None.
 
     In this order: `retry-after-ms`, `retry-after` (seconds or a date), "retry after N seconds" in the
     message, the resets of limits that are used up.
@@ -326,6 +336,11 @@ def read_retry_after(headers: Mapping[str, str], message: str, *, now: float) ->
         message: The provider's own words.
         now: Seconds since the epoch, for dates.
     """
+    seconds = _asked(headers, message, now)
+    return None if seconds is None else min(seconds, _LONGEST_WAIT)
+
+
+def _asked(headers: Mapping[str, str], message: str, now: float) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -343,7 +358,7 @@ def read_retry_after(headers: Mapping[str, str], message: str, *, now: float) ->
 def _until(date: str, now: float) -> float | None:
     try:
         moment = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second: a zone of more hours than fit into a number
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

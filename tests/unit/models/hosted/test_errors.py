@@ -437,3 +437,21 @@ def test_long_words_are_cut() -> None:
 )
 def test_forms_of_an_error(body: bytes, problem: Problem) -> None:
     assert read_problem(body) == problem
+
+
+@pytest.mark.parametrize("status", [400, 413, 429])
+def test_limit_of_thousands_of_digits_is_none(status: int) -> None:
+    words = "request too large limit: " if status == 429 else "maximum allowed batch size "
+    error = error_of(status, words + "9" * 3_000)
+    assert isinstance(error, RefusedError)
+    assert error.limit is None
+
+
+def test_only_the_beginning_of_endless_words_is_looked_at() -> None:
+    """Looked at whole, these took a server's megabyte to hold every other request up for hours."""
+    texts = tuple(f"text {n} of a batch " * 50 for n in range(200))
+    error = error_of(429, "request too large " * 500_000, texts=texts)
+    assert isinstance(error, RateLimitError)
+    error = error_of(400, "so many words " * 500_000 + "maximum allowed batch size 16", texts=texts)
+    assert isinstance(error, RefusedError)
+    assert error.limit is None

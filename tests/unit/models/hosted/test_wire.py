@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any
 
@@ -278,6 +279,10 @@ def test_rates_are_read_in_any_case() -> None:
     assert read_rates(headers) == RateLimits(5000, 4999, 0.012, 1_000_000, 0, 360)
 
 
+def test_rates_no_counter_has_are_none() -> None:
+    assert read_rates(CIMultiDict({"x-ratelimit-limit-requests": "1e30"})) is None
+
+
 @pytest.mark.parametrize("headers", [{}, {"x-ratelimit-limit-requests": "many"}])
 def test_rates_that_say_nothing_are_none(headers: dict[str, str]) -> None:
     assert read_rates(CIMultiDict(headers)) is None
@@ -329,3 +334,32 @@ NOW = 1_800_000_000.0
 def test_time_to_wait(headers: dict[str, str], message: str, seconds: float | None) -> None:
     found = read_retry_after(CIMultiDict(headers), message, now=NOW)
     assert found == (seconds if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"retry-after": "1e308"}, ""),
+        ({"retry-after-ms": "1e308"}, ""),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, ""),
+        ({"x-ratelimit-reset-requests": f"{'9' * 25}s"}, ""),
+        ({}, f"Please retry after {'9' * 15} seconds"),
+    ],
+)
+def test_absurd_times_to_wait_are_a_year_and_have_a_date(headers: dict[str, str], message: str) -> None:
+    found = read_retry_after(CIMultiDict(headers), message, now=NOW)
+    assert found == 366 * 86_400
+    assert datetime.fromtimestamp(NOW + found, UTC).year == 2028
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({}, f"Please retry after {'9' * 400} seconds"),
+        ({"retry-after": "nan"}, ""),
+        ({"retry-after": "1e309"}, ""),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 -00009999999999999999"}, ""),
+    ],
+)
+def test_times_that_are_none_are_not_obeyed(headers: dict[str, str], message: str) -> None:
+    assert read_retry_after(CIMultiDict(headers), message, now=NOW) is None
