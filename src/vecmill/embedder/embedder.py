@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -179,22 +180,28 @@ class AsyncEmbedder:
         given = (input_type, user, deployment)
         if any(value is not None and not isinstance(value, str) for value in given):
             return await self._embed_groups(rows, *(_per_row(value, len(rows)) for value in given))
-        assert isinstance(input_type, str)  # noqa: S101 - for the type checker
-        channel = (await self._channel()).varied(
-            self._settings, user=cast("str | None", user), deployment=cast("str | None", deployment)
-        )
+        kind = (cast(str, input_type), cast("str | None", user), cast("str | None", deployment))
+        return await self._embed_kind(rows, range(len(rows)), *kind)
+
+    async def _embed_kind(
+        self, rows: list[str], at: Sequence[int], input_type: str, user: str | None, deployment: str | None
+    ) -> Embeddings:
+        """Embed texts of one role, user and deployment; `at` is where the caller has them."""
+        channel = (await self._channel()).varied(self._settings, user=user, deployment=deployment)
         policy = replace(self._policy, input_type=choice(InputType, input_type, "input_type"))
         prepared = await prepare(channel.provider, rows, policy)
-        _raise_first(prepared.errors)
+        _raise_first(prepared.errors, at)
         info = channel.provider.info
         if self._policy.long_text is LongText.ERROR:
-            _refuse_long(prepared.encoded.tokens[prepared.distinct], policy.limit(channel.provider), info)
+            tokens = prepared.encoded.tokens[prepared.distinct]
+            _refuse_long(tokens, at, policy.limit(channel.provider), info)
         if not info.hosted:
             _warn_of_language(prepared, info)
         result = await embed_prepared(channel, prepared, policy)
         if result.failures:
             row = min(result.failures)
-            raise _at_position(result.failures[row], row, len(result.failures))
+            error = result.failures[row]
+            raise _at_position(error, at[row], len(result.failures)) from error
         # another call may still take what it shares with this one: what goes out is the caller's own
         vectors = result.vectors if channel.cache is None else result.vectors.copy()
         return Embeddings(vectors, result.rows, result.usage, info.name, info.space, result.tokens)
@@ -213,9 +220,7 @@ class AsyncEmbedder:
         parts = [
             (
                 at,
-                await self.embed(
-                    [rows[i] for i in at], input_type=role or "document", user=who, deployment=where
-                ),
+                await self._embed_kind([rows[i] for i in at], at, role or "document", who, where),
             )
             for (role, who, where), at in groups.items()
         ]
@@ -243,7 +248,14 @@ class AsyncEmbedder:
         """Return the way to the model on this event loop."""
         loop = asyncio.get_running_loop()
         if self._open is None or self._open[0] is not loop:
-            channel = Channel.to(self._provider, self._settings, cache=self._cache, max_usd=self._max_usd)
+            before = self._open[1].engine if self._open is not None else None
+            channel = Channel.to(
+                self._provider,
+                self._settings,
+                cache=self._cache,
+                max_usd=self._max_usd,
+                spent_usd=0.0 if before is None else before.budget.spent_usd,
+            )
             self._open = (loop, channel)
         channel = self._open[1]
         await channel.learn()
@@ -345,19 +357,19 @@ def _warn_of_language(prepared: Prepared, info: ModelInfo) -> None:
         warnings.warn(message, LanguageWarning, stacklevel=2)
 
 
-def _raise_first(errors: dict[int, RowError]) -> None:
+def _raise_first(errors: dict[int, RowError], at: Sequence[int]) -> None:
     if errors:
-        row = min(errors)
+        row = at[min(errors)]
         raise InputError(
             f"text {row} is empty or blank ({len(errors)} such texts): leave it out or say empty='embed'"
         )
 
 
-def _refuse_long(tokens: npt.NDArray[np.int64], limit: int, info: ModelInfo) -> None:
+def _refuse_long(tokens: npt.NDArray[np.int64], at: Sequence[int], limit: int, info: ModelInfo) -> None:
     long = np.flatnonzero(tokens > limit)
     if len(long):
         raise TextTooLongError(
-            f"text {long[0]} has {tokens[long[0]]} tokens, {info.name} takes {limit} ({len(long)} such); "
+            f"text {at[long[0]]} has {tokens[long[0]]} tokens, {info.name} takes {limit} ({len(long)} such); "
             f"choose long_text='average', 'truncate' or 'chunks'"
         )
 
@@ -371,7 +383,8 @@ def _per_row(value: str | Sequence[str | None] | None, n: int) -> Sequence[str |
 
 
 def _at_position(error: ProviderError, row: int, failed: int) -> ProviderError:
-    """Return the provider's error with the text's position before it."""
+    """Return the provider's error with the text's position before it; other calls may share the error."""
     others = f" ({failed} such texts)" if failed > 1 else ""
-    error.args = (f"text {row}{others}: {error}",)
-    return error
+    found = copy.copy(error)
+    found.args = (f"text {row}{others}: {error}",)
+    return found

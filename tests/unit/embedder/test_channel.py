@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vecmill.core.errors import ProviderError, QuotaExhaustedError, RefusedError
+from vecmill.core.errors import (
+    BudgetReachedError,
+    InputError,
+    ProviderError,
+    QuotaExhaustedError,
+    RefusedError,
+)
 from vecmill.embedder.embedder import AsyncEmbedder
 from vecmill.models.base import Advance, Encoded, Endpoint, ModelInfo, Reply, no_advance
 from vecmill.testing.clock import run_virtual
@@ -93,6 +99,43 @@ def test_a_call_that_waits_for_one_the_quota_stopped_ends_with_the_quota() -> No
         return await asyncio.gather(door.embed(words(8)), door.embed(words(8)), return_exceptions=True)
 
     assert [type(error) for error in run_virtual(go())] == [QuotaExhaustedError] * 2
+
+
+def test_a_text_refused_for_two_calls_at_once_is_named_by_the_position_each_gave_it() -> None:
+    model = Hosted(script=poison)
+
+    async def go() -> list[Any]:
+        door = embedder(model)
+        await door.embed("taken")
+        calls = (door.embed(["a", "poison"]), door.embed(["b", "c", "d", "poison"]))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    one, other = run_virtual(go())
+    assert str(one).startswith("text 1: no")
+    assert str(other).startswith("text 3: no")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"), [("", "text 1 is empty"), ("poison", "text 1: no"), ("w " * 300, "text 1 has")]
+)
+def test_errors_name_positions_of_the_whole_list_where_roles_differ(bad: str, said: str) -> None:
+    model = Hosted(script=poison)
+
+    async def go() -> None:
+        door = embedder(model)
+        await door.embed("taken")
+        await door.embed(["a", bad, "b"], input_type=["query", "document", "query"])
+
+    with pytest.raises((InputError, ProviderError), match=said):
+        run_virtual(go())
+
+
+def test_what_may_be_spent_is_spent_once_on_several_event_loops() -> None:
+    model = Hosted(usd_per_million_tokens=1.0)
+    door = embedder(model, max_usd=0.000030)
+    run_virtual(door.embed(words(8)))  # 24 tokens
+    with pytest.raises(BudgetReachedError):
+        run_virtual(door.embed([f"other words {i}" for i in range(8)]))
 
 
 def test_a_quota_met_for_one_user_does_not_stop_later_calls() -> None:
