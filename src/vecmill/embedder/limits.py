@@ -34,6 +34,7 @@ Change: TypeAlias = Callable[[State], None]
 _START = 4  # requests under way at first
 _BATCH = 16  # requests granted in one go at most
 _HORIZON = 0.1  # seconds within which they must be due
+_GATHER = 0.1  # seconds in which changes of the shared state are gathered
 _NAP = 0.2  # seconds of sleep after which the shared pause is looked at again
 _MOST_BACKOFF = 30.0  # seconds of pause after a 429 that says nothing
 
@@ -95,6 +96,7 @@ class Limiter:
         self._slot = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._flushing: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def in_flight(self) -> int:
@@ -194,7 +196,7 @@ class Limiter:
         if retry_after > self.patience:
             self._park(now + retry_after)
         else:
-            self._tell(partial(_slow_down, ticket.grant, retry_after, now))
+            self._tell(partial(_slow_down, ticket.grant, retry_after, now), at_once=True)
         self._observe(ticket, rates)
 
     def failed(self, ticket: Ticket, *, rates: RateLimits | None = None) -> None:
@@ -247,14 +249,27 @@ class Limiter:
         if rates is not None:
             self._tell(partial(_observe, ticket.grant, rates, self._caps, self.now()))
 
-    def _tell(self, change: Change) -> None:
-        """Change the shared state: at once, or where that takes a thread, with the next look at it."""
+    def _tell(self, change: Change, *, at_once: bool = False) -> None:
+        """Change the shared state.
+
+        Where that takes a thread, changes are gathered: they go with the next request that asks for its
+            turn, or
+        after a moment. What others must know, such as a pause, goes at once.
+        """
         if not self._store.blocks:
             self._store.change(self.endpoint.id, change)
             return
         self._changes.append(change)
         change(self._seen)
-        if (self._dispatcher is None or self._dispatcher.done()) and self._flushing is None:
+        if self._flushing is None and (self._timer is None or at_once):
+            if self._timer is not None:
+                self._timer.cancel()
+            delay = 0.0 if at_once else _GATHER
+            self._timer = asyncio.get_running_loop().call_later(delay, self._begin_flush)
+
+    def _begin_flush(self) -> None:
+        self._timer = None
+        if self._changes and (self._dispatcher is None or self._dispatcher.done()):
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
