@@ -111,7 +111,18 @@ def test_numbers_may_be_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": 0}, {"prompt_tokens": "9"}, {"prompt_tokens": True}, []]
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": 0},
+        {"prompt_tokens": -9},
+        {"prompt_tokens": 9.0},
+        {"prompt_tokens": 2**64 - 1},
+        {"prompt_tokens": "9"},
+        {"prompt_tokens": True},
+        [],
+    ],
 )
 def test_usage_may_be_missing(usage: Any) -> None:
     assert parse({**reply_of(vectors()), "usage": usage}).tokens is None
@@ -207,6 +218,7 @@ LISTS: dict[str, tuple[Any, str]] = {
     "a string": (["1.0"] * D, "no number"),
     "null": ([None] * D, "no number"),
     "true": ([True] * D, "no number"),
+    "true among numbers": ([True, *[0.0] * (D - 1)], "no number"),
     "nested": ([[1.0]] * D, "no number"),
     "ragged": ([[1.0], *[1.0] * (D - 1)], "no number"),
     "one short": ([0.1] * (D - 1), "vector 2 11"),
