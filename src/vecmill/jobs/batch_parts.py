@@ -227,6 +227,12 @@ class PartStore:
                 if number in wanted:
                     yield number, orjson.dumps(orjson.loads(raw)["body"])
 
+    def texts(self, part: Part) -> Iterator[str]:
+        """Yield the texts of a part that is not cleared yet."""
+        with self.requests(part).open("rb") as file:
+            for raw in file:
+                yield from orjson.loads(raw)["body"]["input"]
+
     def _read(self, path: Path) -> Part:
         try:
             values = orjson.loads(path.read_bytes())
@@ -331,10 +337,11 @@ def custom_id(part: str, line: int) -> str:
 def line_number(part: Part, name: object) -> int | None:
     """Return the line a custom_id names, or None where it is no line of this part."""
     start = custom_id(part.name, 0)[:-1]
-    if not isinstance(name, str) or not name.startswith(start) or not name[len(start) :].isdecimal():
+    if not isinstance(name, str) or not name.startswith(start):
         return None
-    number = int(name[len(start) :])
-    return number if number < part.lines else None
+    digits = name[len(start) :]
+    number = int(digits) if digits.isdecimal() and len(digits) <= len(str(part.lines)) else -1
+    return number if 0 <= number < part.lines and custom_id(part.name, number) == name else None
 
 
 def pieces_of(keys: Sequence[LineKeys], tokens: int) -> list[list[int]]:

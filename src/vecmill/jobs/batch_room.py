@@ -75,6 +75,6 @@ def named_limit(status: BatchStatus) -> int | None:
     for error in status.errors:
         _, found, rest = error.message.partition("Limit: ")
         digits = rest.split(" ")[0].replace(",", "").rstrip(".") if found else ""
-        if digits.isdecimal() and int(digits) > 0:
+        if digits.isdecimal() and len(digits) <= 15 and int(digits) > 0:
             return int(digits)
     return None

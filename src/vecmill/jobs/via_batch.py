@@ -32,6 +32,7 @@ from vecmill.jobs.batch_room import FULL, Room
 from vecmill.jobs.batch_sending import PATIENT, Sender, in_thread
 from vecmill.models.base import Encoded, HostedProvider
 from vecmill.models.hosted.batches import BatchModel, BatchStatus
+from vecmill.models.hosted.errors import shown
 
 ROUNDS = 3
 """Lines that fail are sent so often in batches; then they are left to ordinary requests."""
@@ -353,17 +354,19 @@ class _Run:
 
     async def _refused(self, part: Part, status: BatchStatus) -> None:
         """Forget a part the provider will never take, so that its texts are planned anew, and say why."""
+        first = status.errors[0] if status.errors else None
+        code = shown(first.code) if first else ""
+        words = await in_thread(lambda: shown(first.message, texts=self.store.texts(part))) if first else ""
         await in_thread(self.store.set_planned, None)
         await in_thread(self.store.forget, part)
-        first = status.errors[0] if status.errors else None
-        why = f"{first.code}: {first.message[:200]}" if first else "without a reason."
+        why = ": ".join(filter(None, (code, words))) or "without a reason that can be shown."
         at = f" in line {first.line}" if first and first.line else ""
         raise RefusedError(
             f"{self.provider.info.name} refuses batch {status.id}{at}, {why} Nothing was paid for it; leave "
             f"--via batch away, or run the command again to try once more",
             provider=self.provider.info.provider,
             model=self.provider.info.name,
-            code=first.code if first else "",
+            code=code,
         )
 
     async def _without_room(self, part: Part, status: BatchStatus) -> Part:

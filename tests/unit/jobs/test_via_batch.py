@@ -30,10 +30,12 @@ from vecmill.embedder.budget import Budget
 from vecmill.embedder.cache.base import VectorCache, cache_keys
 from vecmill.embedder.cache.memory import MemoryCache
 from vecmill.jobs import via_batch
-from vecmill.jobs.batch_parts import PartLimits
+from vecmill.jobs.batch_parts import Part, PartLimits, custom_id, line_number
 from vecmill.jobs.batch_plan import KeySet
+from vecmill.jobs.batch_room import FULL, named_limit
 from vecmill.jobs.via_batch import BatchReceipt, prefetch
 from vecmill.models.base import Encoded
+from vecmill.models.hosted.batches import BatchClient, BatchError, BatchStatus
 from vecmill.models.hosted.connection import Connection, Facts
 from vecmill.models.hosted.provider import HostedProvider
 from vecmill.testing.clock import run_virtual
@@ -411,6 +413,53 @@ def test_a_batch_refused_as_a_whole_stops_with_the_reason_and_can_be_run_again(t
         assert (receipt.texts, desk.have(TEXTS), desk.paid_twice()) == (16, 16, [])
 
     virtually(tmp_path, test, replace(RULES, faults=(BatchFault("fail", at=0),)))
+
+
+def test_a_reason_that_quotes_a_text_or_a_key_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'a "planted" text of a customer, long enough to be known again'
+
+    async def test(desk: Desk) -> None:
+        for words in (f"bad input: {text}", f"bad input {text[:40]}", "key sk-planted-Abcdefgh1234"):
+            error = BatchError("invalid_request", words, line=1)
+            status = replace(FAILED, errors=(error,))
+            monkeypatch.setattr(BatchClient, "status", lambda *_, status=status: answered(status))
+            with pytest.raises(RefusedError, match="in line 1, invalid_request") as caught:
+                await desk.run([text, "b"])
+            assert "planted" not in str(caught.value)
+
+    virtually(tmp_path, test)
+
+
+FAILED = BatchStatus("batch_1", "failed", 0, 0, 0, None, None, (), None, None, {})
+
+
+async def answered(status: BatchStatus) -> BatchStatus:
+    return status
+
+
+def test_a_batch_that_failed_without_any_reason_is_tried_again_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(desk: Desk) -> None:
+        monkeypatch.setattr(BatchClient, "status", lambda *_: answered(FAILED))
+        with pytest.raises(RefusedError, match="without a reason"):
+            await desk.run(TEXTS[:4])
+
+    virtually(tmp_path, test)
+
+
+def test_a_limit_of_thousands_of_digits_is_none() -> None:
+    error = BatchError(FULL, f"Limit: {'9' * 5_000} enqueued tokens")
+    assert named_limit(replace(FAILED, errors=(error,))) is None
+
+
+@pytest.mark.parametrize("digits", ["07", "٧", "²", "7 ", "-1", "9" * 5_000, "99", ""])
+def test_a_line_is_known_by_its_exact_name_only(digits: str) -> None:
+    part = Part("00000", JOB, "s", "ended", 1, "", 0, 50, 50, 50, 0.0)
+    assert line_number(part, custom_id("00000", 7)) == 7
+    assert line_number(part, f"part-00000-line-{digits}") is None
 
 
 def test_a_batch_that_fails_for_no_reason_of_ours_is_made_again(tmp_path: Path) -> None:

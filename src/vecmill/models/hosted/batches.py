@@ -7,6 +7,7 @@ Source: the providers' reference pages of files and batches.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ class BatchClient:
         form = FileForm(
             path, fields={"purpose": "batch"}, filename=filename, content_type="application/jsonl"
         )
-        return _text(await self._ask("POST", self._files, form=form, timeout=FILE_SECONDS), "id")
+        return _id(await self._ask("POST", self._files, form=form, timeout=FILE_SECONDS), "id")
 
     async def file_is_ready(self, file_id: str) -> bool:
         """Say whether an uploaded file can be used by a batch; Azure looks at it first.
@@ -194,7 +195,7 @@ class BatchClient:
             RefusedError: The provider found it broken.
             ProviderError: The provider cannot say.
         """
-        status = (await self._ask("GET", _below(self._files, file_id))).get("status")
+        status = str((await self._ask("GET", _below(self._files, file_id))).get("status"))
         if status in _BROKEN:
             raise RefusedError(
                 f"{self._connection.name} cannot use the uploaded file {file_id}: status {status!r}",
@@ -213,7 +214,7 @@ class BatchClient:
         reply = await self._ask("GET", _below(self._files, purpose="batch", limit=str(_FILES_PAGE)))
         for item in _items(reply):
             if item.get("filename") == filename and item.get("bytes") == size_bytes:
-                return str(item["id"])
+                return _id(item, "id")
         return None
 
     async def create(self, file_id: str, metadata: Mapping[str, str]) -> BatchStatus:
@@ -364,31 +365,57 @@ def _items(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _text(reply: Mapping[str, Any], name: str) -> str:
     value = reply.get(name)
     if not isinstance(value, str) or not value:
-        raise BadReplyError(f"a file or batch has no {name!r}: {value!r}", retryable=True)
+        raise BadReplyError(f"a file or batch has no {name!r}", retryable=True)
     return value
 
 
+def _id(reply: Mapping[str, Any], name: str) -> str:
+    """Return an id that may stand in an address: a dot alone, or two, would name another one."""
+    value = _text(reply, name)
+    if not _ID.fullmatch(value):
+        raise BadReplyError(f"a file or batch has a {name!r} that is no id", retryable=True)
+    return value
+
+
+_ID = re.compile(r"(?!\.{1,2}$)[\w.:@=+-]{1,200}", re.ASCII)
+
+
 def _status(reply: Mapping[str, Any]) -> BatchStatus:
-    counts = reply.get("request_counts") or {}
-    errors = (reply.get("errors") or {}).get("data") or ()
+    counts = _table(reply.get("request_counts"))
+    errors = _table(reply.get("errors")).get("data")
     return BatchStatus(
-        id=_text(reply, "id"),
+        id=_id(reply, "id"),
         state=_text(reply, "status"),
-        total=int(counts.get("total") or 0),
-        completed=int(counts.get("completed") or 0),
-        failed=int(counts.get("failed") or 0),
-        output_file=reply.get("output_file_id") or None,
-        error_file=reply.get("error_file_id") or None,
-        errors=tuple(
-            BatchError(
-                str(error.get("code") or ""),
-                str(error.get("message") or ""),
-                error.get("line"),
-                error.get("param"),
-            )
-            for error in errors
-        ),
-        created=reply.get("created_at"),
-        expires=reply.get("expires_at"),
-        metadata=reply.get("metadata") or {},
+        total=_count(counts.get("total")),
+        completed=_count(counts.get("completed")),
+        failed=_count(counts.get("failed")),
+        output_file=_id(reply, "output_file_id") if reply.get("output_file_id") else None,
+        error_file=_id(reply, "error_file_id") if reply.get("error_file_id") else None,
+        errors=tuple(map(_error, errors)) if isinstance(errors, list) else (),
+        created=_seconds(reply.get("created_at")),
+        expires=_seconds(reply.get("expires_at")),
+        metadata=_table(reply.get("metadata")),
     )
+
+
+def _error(value: object) -> BatchError:
+    given = _table(value)
+    code, message, line, param = (given.get(name) for name in ("code", "message", "line", "param"))
+    return BatchError(
+        code if isinstance(code, str) else "",
+        message if isinstance(message, str) else "",
+        line if type(line) is int else None,
+        param if isinstance(param, str) else None,
+    )
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -384,6 +384,12 @@ _KEYS = re.compile(rf"{_PREFIXED}|(?<![\w-])(?=\w*\d)[0-9A-Za-z_]{{32,}}", re.IG
 _PLAIN_KEYS = re.compile(_PREFIXED, re.IGNORECASE)
 
 
+def shown(words: str, *, texts: Iterable[str] = ()) -> str:
+    """Return a provider's words as they may be shown: cut, and "" where they hold a text or a key."""
+    plain = " ".join(words[:_READ].split())
+    return "" if _KEYS.search(plain) or _quotes(plain, texts) else _cut(plain)
+
+
 def _cut(message: str) -> str:
     return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…"
 
@@ -398,7 +404,7 @@ def _shows_secret(message: str, secrets: Iterable[str]) -> bool:
     return False
 
 
-def _quotes(message: str, texts: Sequence[str]) -> bool:
+def _quotes(message: str, texts: Iterable[str]) -> bool:
     """Say whether a message holds a text, or shares a run of at least 31 characters with one."""
     runs = {message[at : at + _RUN] for at in range(0, len(message) - _RUN + 1, _RUN)}
     for text in texts:

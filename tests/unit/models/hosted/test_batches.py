@@ -19,7 +19,7 @@ from vecmill.core.errors import (
     RefusedError,
     UnavailableError,
 )
-from vecmill.core.http import Session
+from vecmill.core.http import Response, Session
 from vecmill.models.hosted.batches import BatchClient, BatchModel
 from vecmill.models.hosted.connection import Connection, Facts
 from vecmill.models.hosted.provider import HostedProvider
@@ -291,3 +291,62 @@ def test_a_provider_of_another_kind_has_no_batches() -> None:
     fake: Any = FakeProvider()
     with pytest.raises(InputError, match="fake:hash has no Batch API"):
         BatchModel.of(fake)
+
+
+# Replies nobody should give.
+
+
+def asked(reply: Any, call: Callable[[BatchClient], Awaitable[Any]]) -> Any:
+    """Return what a call makes of a reply."""
+
+    class Stub(Session):
+        async def request(self, *arguments: Any, **options: Any) -> Response:
+            return Response(200, {}, orjson.dumps(reply))
+
+    async def login() -> dict[str, str]:
+        return {}
+
+    made = Connection("openai", "openai:m", "m", "https://h/v1/embeddings", login)
+    made = replace(made, files_url="https://h/v1/files", batches_url="https://h/v1/batches")
+
+    async def run() -> Any:
+        return await call(BatchClient(made, Stub()))
+
+    return asyncio.run(run())
+
+
+GOOD = {"id": "batch_1", "status": "in_progress"}
+
+
+@pytest.mark.parametrize("odd", [[], "x", 5, {"data": "x"}, {"data": [None, 3, {"code": 7, "line": "1"}]}])
+def test_odd_kinds_in_a_batch_are_left_out(odd: Any) -> None:
+    reply = {**GOOD, "errors": odd, "request_counts": odd, "metadata": odd, "created_at": "x"}
+    status = asked(reply, lambda client: client.status("batch_1"))
+    assert (status.state, status.total, status.completed, status.created) == ("in_progress", 0, 0, None)
+    assert {(error.code, error.message, error.line) for error in status.errors} <= {("", "", None)}
+    assert isinstance(status.metadata, dict)
+
+
+def test_odd_numbers_of_lines_are_none() -> None:
+    reply = {**GOOD, "request_counts": {"total": "abc", "completed": -1, "failed": 1.5}}
+    status = asked(reply, lambda client: client.status("batch_1"))
+    assert (status.total, status.completed, status.failed) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("odd", ["..", ".", "a/b", "a b", "a?b", "x" * 300, 5, ["f"], {"id": "f"}])
+@pytest.mark.parametrize("name", ["id", "output_file_id", "error_file_id"])
+def test_what_is_no_id_gets_into_no_address(name: str, odd: Any) -> None:
+    with pytest.raises(BadReplyError) as caught:
+        asked({**GOOD, name: odd}, lambda client: client.status("batch_1"))
+    assert caught.value.retryable
+
+
+def test_a_file_without_an_id_is_a_wrong_reply() -> None:
+    with pytest.raises(BadReplyError):
+        asked({"data": [{"filename": "f", "bytes": 1}]}, lambda client: client.find_file("f", 1))
+    with pytest.raises(BadReplyError):
+        asked({"id": ".."}, lambda client: client.find_file("f", 1))
+
+
+def test_a_file_of_an_odd_status_is_no_crash() -> None:
+    assert asked({"id": "f", "status": ["x"]}, lambda client: client.file_is_ready("f"))
