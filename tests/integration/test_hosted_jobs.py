@@ -84,6 +84,13 @@ def test_a_poison_row_costs_itself_and_few_requests(hosted: Any) -> None:
     assert all(ran.simulator.times_billed(text) == 1 for text in asked[7_000:8_000] if "POISON" not in text)
 
 
+def test_poison_rows_at_the_head_do_not_stop_the_job(hosted: Any) -> None:
+    hosted.job(Scenario(), hosted.texts(texts(3)), "first.parquet")  # the probe is kept from now on
+    ran = hosted.job(Scenario(poison="POISON"), hosted.texts([*(f"POISON {i}" for i in range(5)), "fine"]))
+    assert (ran.receipt["errors"], ran.receipt["vectors"]) == (5, 1)
+    assert ran.receipt["tokens"] + ran.receipt["probe_tokens"] == ran.simulator.billed_tokens
+
+
 def test_what_was_paid_is_not_paid_again(hosted: Any) -> None:
     asked = texts(3_000)
     first = hosted.job(Scenario(), hosted.texts(asked))

@@ -318,7 +318,7 @@ class Channel:
         order.bought = Bought.nothing(len(work), self.provider.info.width)
         if self.engine is None:
             await self._compute(work, order.bought, advance)
-        elif self._probe_rides:
+        elif self._probe_rides and work.variant == self._probe_texts().variant:
             self._probe_rides = False
             await self._buy_with_probe(self.engine, work, order, advance)
         else:
@@ -392,7 +392,10 @@ class Channel:
     def take_probe_usage(self) -> Usage:
         """Return what probes have cost since the last call; nothing where the model computes here."""
         usage, self.probe_usage = self.probe_usage, Usage()
-        return Usage() if self.engine is None else usage
+        if self.engine is None:
+            return Usage()
+        trial, self.engine.trial_usage = self.engine.trial_usage, Usage()
+        return usage + trial
 
     async def fresh_probe(self) -> str:
         """Embed the probe now, whatever is kept: the answer of today's model."""

@@ -27,7 +27,8 @@ from vecmill.core.errors import (
     UnavailableError,
 )
 from vecmill.core.http import NOTHING_SENT
-from vecmill.core.types import IntArray, Usage, Vectors
+from vecmill.core.space import PROBE_TEXTS
+from vecmill.core.types import InputType, IntArray, Usage, Vectors
 from vecmill.embedder.batching import batches
 from vecmill.embedder.budget import Budget
 from vecmill.embedder.limits import ABOVE_LIMIT, Limiter, Ticket
@@ -43,7 +44,7 @@ _ALONE = RetryPolicy(attempts=3)
 """For the halves of a batch that failed whole: others get through, so the texts are to blame more likely."""
 
 _HOPELESS = 3
-"""So many single texts refused, none ever taken: it is not the texts."""
+"""So many single texts refused, none ever taken: perhaps it is not the texts."""
 
 
 @dataclass(slots=True)
@@ -81,6 +82,7 @@ class Engine:
         provider: The model. limiter: its limits. budget: what may be spent.
         retry: How long and how often to try.
         random: For the jitter of waits.
+        trial_usage: What it cost to find out whether the model takes anything at all.
     """
 
     provider: HostedProvider
@@ -88,6 +90,7 @@ class Engine:
     budget: Budget = field(default_factory=Budget)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     random: random.Random = field(default_factory=random.Random)
+    trial_usage: Usage = field(default_factory=Usage)
     _answered: int = 0
     _refused_alone: int = 0
     _waiting: int = 0
@@ -413,21 +416,34 @@ class _Run:
 
     async def _halve(self, rows: IntArray, error: ProviderError, retry: RetryPolicy) -> None:
         if len(rows) == 1:
-            self._refuse(rows, error)
+            await self._refuse(rows, error)
             return
         middle = len(rows) // 2
         for half in (rows[:middle], rows[middle:]):
             await self._send(half, retry)
 
-    def _refuse(self, rows: IntArray, error: ProviderError) -> None:
-        """Give single texts up, or everything where no text was ever taken."""
+    async def _refuse(self, rows: IntArray, error: ProviderError) -> None:
+        """Give single texts up, or everything where the model takes no text at all."""
         self.engine._refused_alone += 1
-        if self.engine._answered == 0 and self.engine._refused_alone >= _HOPELESS:
+        hopeless = self.engine._answered == 0 and self.engine._refused_alone >= _HOPELESS
+        if hopeless and not await self._takes_anything():
             self._stop(error)
             return
         for row in rows:
             self.into.errors[int(row)] = error
         self.advance(len(rows), int(self.work.tokens[rows].sum()))
+
+    async def _takes_anything(self) -> bool:
+        """Ask for the probe's sentences, which hurt nobody: are the texts to blame, or the model?"""
+        engine = self.engine
+        try:
+            probe = engine.provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT)
+            reply = await self._ask(probe, waited=False)
+        except (ProviderError, BudgetReachedError):
+            return False
+        engine.trial_usage += reply.usage
+        engine._answered += 1
+        return True
 
     async def _gave_up(self, rows: IntArray, error: ProviderError, *, healthy: bool) -> None:
         """Decide what exhausted attempts mean: the texts are to blame, or the provider is away."""
@@ -442,7 +458,7 @@ class _Run:
         elif len(rows) > 1:
             await self._halve(rows, error, _ALONE)
             return
-        self._refuse(rows, error)
+        await self._refuse(rows, error)
 
     def _stop(self, error: Stop) -> None:
         if self.into.stopped is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ from vecmill.core.errors import (
     QuotaExhaustedError,
     RefusedError,
 )
+from vecmill.core.types import InputType
+from vecmill.embedder.cache.memory import MemoryCache
+from vecmill.embedder.channel import Channel
 from vecmill.embedder.embedder import AsyncEmbedder
+from vecmill.embedder.engine import Engine
+from vecmill.embedder.limits import Limiter
 from vecmill.models.base import Advance, Encoded, Endpoint, ModelInfo, Reply, no_advance
 from vecmill.testing.clock import run_virtual
 from vecmill.testing.fakes import FakeProvider
@@ -136,6 +142,29 @@ def test_what_may_be_spent_is_spent_once_on_several_event_loops() -> None:
     run_virtual(door.embed(words(8)))  # 24 tokens
     with pytest.raises(BudgetReachedError):
         run_virtual(door.embed([f"other words {i}" for i in range(8)]))
+
+
+def test_the_probe_does_not_ride_with_texts_for_the_other_model_of_a_pair(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Paired(Hosted):
+        def encode(self, texts: Sequence[str], *, input_type: InputType) -> Encoded:
+            variant = "hash-query" if input_type is InputType.QUERY else ""
+            return replace(FakeProvider.encode(self, texts, input_type=input_type), variant=variant)
+
+        async def embed(self, encoded: Encoded, *, advance: Advance = no_advance) -> Reply:
+            asked.extend(f"{encoded.variant}:{text}" for text in encoded.texts)
+            return await Hosted.embed(self, encoded)
+
+    async def go() -> None:
+        model = Paired()
+        channel = Channel(model, Engine(model, Limiter(model.endpoint)), MemoryCache(), tmp_path)
+        await channel.ride_probe()
+        await channel.vectors(model.encode(["what"], input_type=InputType.QUERY))
+        await channel.probe()
+
+    run_virtual(go())
+    assert [sent.partition(":")[0] for sent in asked] == ["hash-query", "", "", ""]
 
 
 def test_a_quota_met_for_one_user_does_not_stop_later_calls() -> None:

@@ -129,6 +129,18 @@ def test_a_model_that_refuses_everything_is_not_asked_for_every_text() -> None:
     assert len(model.calls) < 20
 
 
+def test_texts_refused_one_after_another_do_not_stop_those_that_are_taken() -> None:
+    texts = [*(f"poison {i}" for i in range(6)), "fine", "also fine"]
+
+    def refuse(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        return RefusedError("no", reason="input") if any("poison" in text for text in asked) else None
+
+    bought, _ = embed(texts, refuse)
+    assert bought.stopped is None
+    assert (sorted(bought.errors), bought.done.tolist()[6:]) == ([*range(6)], [True, True])
+    assert int(bought.tokens.sum()) == bought.usage.tokens == 3
+
+
 def test_a_refused_request_stops_at_once() -> None:
     bought, model = embed(words(8), lambda n, t: RefusedError("no such model", reason="request"))
     assert len(model.calls) == 1
