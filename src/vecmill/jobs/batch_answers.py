@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,9 +57,13 @@ class Answers:
             RefusedError: Another model answered than the one known.
         """
         self.read = 0
+        doubtful = self._doubtful(path)
         for number, status, body, code in self._lines(path):
             self.read += 1
             if number in self.bought:
+                continue
+            if number in doubtful:
+                self.failed[number] = True
                 continue
             keys = self.keys[number].keys
             if status != 200:
@@ -93,6 +98,18 @@ class Answers:
         left = [number for number in range(len(self.keys)) if number not in self.bought]
         again = [number for number in left if self.failed.get(number, True)]
         return again, [number for number in left if not self.failed.get(number, True)]
+
+    def _doubtful(self, path: Path) -> set[int]:
+        """Return the lines that have two answers with other vectors: one of them is another line's."""
+        first: dict[int, bytes] = {}
+        doubtful = set()
+        for number, status, body, _ in self._lines(path):
+            if status != 200 or not isinstance(body, dict):
+                continue
+            digest = hashlib.blake2b(orjson.dumps(body.get("data")), digest_size=16).digest()
+            if first.setdefault(number, digest) != digest:
+                doubtful.add(number)
+        return doubtful
 
     def _lines(self, path: Path) -> Iterator[tuple[int, int, object, str]]:
         """Yield (line, status, body, error's code) of what can be read; a torn line is passed over."""

@@ -39,7 +39,7 @@ class Part:
         job: The job it was made for. space: the space of its vectors.
         step: How far it is.
         round: 1, or more for lines that failed before.
-        digest, size_bytes: Of the request file.
+        digest, size_bytes: Of the request file. keys_digest: of the file of keys ("": not noted).
         lines, texts, tokens: What it holds.
         started: When it was written, seconds since the epoch.
         file_id, batch_id, output_file, error_file: Names at the provider.
@@ -72,6 +72,7 @@ class Part:
     retry: tuple[int, ...] = ()
     given_up: tuple[int, ...] = ()
     batches: int = 0
+    keys_digest: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -171,6 +172,16 @@ class PartStore:
         """Return the file that is uploaded."""
         return self._path(part.name, "requests")
 
+    def check(self, part: Part) -> None:
+        """Refuse a request file that is not as it was written: its vectors would be taken for other texts'.
+
+        Raises:
+            CorruptFileError: It is another one, or gone.
+        """
+        path = self.requests(part)
+        if not path.is_file() or durable.digest_file(path) != part.digest:
+            raise self._damaged(path, "it is not as it was written")
+
     def output(self, part: Part) -> Path:
         """Return where the answered lines are downloaded to."""
         return self._path(part.name, "output")
@@ -187,7 +198,10 @@ class PartStore:
         """
         path = self._path(part.name, "keys")
         try:
-            lines = orjson.loads(path.read_bytes())["lines"]
+            raw = path.read_bytes()
+            if part.keys_digest and durable.digest_bytes(raw) != part.keys_digest:
+                raise ValueError("it is not as it was written")
+            lines = orjson.loads(raw)["lines"]
             found = [LineKeys(tuple(map(bytes.fromhex, line["keys"])), line["tokens"]) for line in lines]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(path, error) from error
@@ -312,7 +326,8 @@ class PartWriter:
     def finish(self) -> Part:
         """Write the keys and, last, the part itself; the context must have been left in good order."""
         lines = [{"keys": [key.hex() for key in line.keys], "tokens": line.tokens} for line in self.keys]
-        durable.write_bytes(self.store._path(self.name, "keys"), orjson.dumps({"lines": lines}))
+        raw = orjson.dumps({"lines": lines})
+        durable.write_bytes(self.store._path(self.name, "keys"), raw)
         part = Part(
             self.name,
             self.job,
@@ -325,6 +340,7 @@ class PartWriter:
             self.texts,
             self.tokens,
             self.started,
+            keys_digest=durable.digest_bytes(raw),
         )
         return self.store.save(part)
 

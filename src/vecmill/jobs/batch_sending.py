@@ -59,6 +59,7 @@ class Sender:
         """Have the request file at the provider, ready for use."""
         if part.step not in ("written", "uploading"):
             return part
+        await in_thread(self.store.check, part)
         filename = f"vecmill-{part.digest}.jsonl"
         uncertain = part.step == "uploading"
         part = await self.note(part, step="uploading")

@@ -735,3 +735,67 @@ def test_a_damaged_state_file_says_what_removing_it_costs(tmp_path: Path) -> Non
             await desk.run()
 
     virtually(tmp_path, test)
+
+
+def test_two_answers_to_one_line_that_differ_are_both_distrusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken as they come, the vectors of one line's texts are kept for another's."""
+    download = BatchClient.download
+    forged: list[str] = []
+
+    async def forge(self: BatchClient, file_id: str, to: Path) -> None:
+        await download(self, file_id, to)
+        lines = [orjson.loads(line) for line in to.read_bytes().splitlines()]
+        if len(lines) >= 2 and not forged:  # the second line says it is the first
+            forged.append(lines[0]["custom_id"])
+            lines[1]["custom_id"] = lines[0]["custom_id"]
+            to.write_bytes(b"\n".join(map(orjson.dumps, reversed(lines))))
+
+    monkeypatch.setattr(BatchClient, "download", forge)
+
+    async def test(desk: Desk) -> None:
+        receipt = await desk.run(TEXTS[:16])
+        assert forged
+        assert (receipt.texts, receipt.failed_lines, desk.have(TEXTS)) == (16, 0, 16)
+
+    virtually(tmp_path, test)
+
+
+def test_an_answer_that_comes_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download = BatchClient.download
+
+    async def double(self: BatchClient, file_id: str, to: Path) -> None:
+        await download(self, file_id, to)
+        to.write_bytes(to.read_bytes() * 2)
+
+    monkeypatch.setattr(BatchClient, "download", double)
+
+    async def test(desk: Desk) -> None:
+        receipt = await desk.run(TEXTS[:16])
+        assert (receipt.texts, receipt.lines, desk.have(TEXTS), desk.paid_twice()) == (16, 4, 16, [])
+
+    virtually(tmp_path, test)
+
+
+@pytest.mark.parametrize("kind", ["requests", "keys"])
+def test_a_file_that_was_changed_meanwhile_is_not_used(tmp_path: Path, kind: str) -> None:
+    async def wrong() -> dict[str, str]:
+        return {"Authorization": "Bearer another"}
+
+    async def test(desk: Desk) -> None:
+        with pytest.raises(AuthenticationError):
+            await desk.run(TEXTS[:16], changes={"login": wrong})
+        path = next(desk.state.glob(f"part-*.{kind}"))
+        raw = path.read_bytes()
+        if kind == "requests":
+            path.write_bytes(raw.replace(b"text number 3", b"text number 4"))
+        else:
+            found = orjson.loads(raw)
+            found["lines"][0]["keys"].reverse()
+            path.write_bytes(orjson.dumps(found))
+        with pytest.raises(StorageError, match="is not as it was written"):
+            await desk.run(TEXTS[:16])
+        assert desk.have(TEXTS) == 0
+
+    virtually(tmp_path, test)
