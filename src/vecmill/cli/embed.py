@@ -249,7 +249,7 @@ def _run(inputs: tuple[str, ...], output: str, options: JobOptions, *, yes: bool
         with ProgressLine() as line:
             outcome = run_sync(run(plan, listen=line))
     except KeyboardInterrupt as error:
-        if not plan.state.windows():
+        if not plan.state.plan_path.exists():
             raise
         kept = "what was finished is kept, and the same command goes on from there"
         raise KeyboardInterrupt(kept) from error

@@ -400,6 +400,8 @@ class Channel:
     async def fresh_probe(self) -> str:
         """Embed the probe now, whatever is kept: the answer of today's model."""
         texts, info = self._probe_texts(), self.provider.info
+        if self.engine is not None:
+            self.engine.revive()
         bought = Bought.nothing(len(texts), info.width)
         if self.engine is None:
             await self._compute(texts, bought, no_advance)

@@ -18,6 +18,7 @@ from vecmill.core.errors import (
     QuotaExhaustedError,
     RefusedError,
 )
+from vecmill.core.space import Manifest
 from vecmill.core.types import InputType
 from vecmill.embedder.cache.memory import MemoryCache
 from vecmill.embedder.channel import Channel
@@ -134,6 +135,20 @@ def test_errors_name_positions_of_the_whole_list_where_roles_differ(bad: str, sa
 
     with pytest.raises((InputError, ProviderError), match=said):
         run_virtual(go())
+
+
+def test_a_manifest_can_be_made_after_a_quota_is_over() -> None:
+    model = Hosted(
+        script=lambda number, texts: QuotaExhaustedError("quota", until=1.0) if number == 0 else None
+    )
+
+    async def go() -> Manifest:
+        door = embedder(model)
+        with pytest.raises(QuotaExhaustedError):
+            await door.embed(words(4))
+        return await door.manifest()
+
+    assert run_virtual(go()).probe is not None
 
 
 def test_what_may_be_spent_is_spent_once_on_several_event_loops() -> None:
