@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def assert_priced(hosted: Any, source: Path, options: dict[str, Any], distinct: 
     # and now that all of it is in the cache
     again = hosted.estimate(Scenario(), source, **options)
     assert (again.send_texts, again.requests, again.usd, again.cached_share) == (0, 0, 0.0, 1.0)
+
+
+def test_a_probe_to_be_made_again_is_in_the_price(hosted: Any) -> None:
+    source = hosted.texts(f"row number {i}" for i in range(10))
+    hosted.job(Scenario(), source)
+    shutil.rmtree(hosted.settings.cache_dir / "probes")
+    said = hosted.estimate(Scenario(), source, overwrite=True)
+    ran = hosted.job(Scenario(), source, overwrite=True)
+    assert said.send_texts == 0
+    assert said.requests == ran.simulator.requests == 1
+    assert said.usd == pytest.approx(ran.simulator.billed_usd, rel=1e-9)
 
 
 def test_shortened_vectors_equal_the_providers_own(data_dir: Path) -> None:

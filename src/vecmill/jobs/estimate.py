@@ -49,7 +49,7 @@ class Estimate:
 
 
 async def estimate(plan: Plan) -> Estimate:
-    """Tokenize the whole input and add up. Costs a pass over it, 16 bytes for each different text, no request."""
+    """Tokenize the whole input and add up. Costs a pass over it, 16 bytes a different text, no request."""
     channel, info = plan.channel, plan.provider.info
     limit = plan.policy.limit(plan.provider)
     seen, whole = KeySet(), KeySet()
@@ -76,7 +76,8 @@ async def estimate(plan: Plan) -> Estimate:
         send_texts += len(left)
         send_tokens += int(left.sum())
         requests += sum(1 for _ in batches(left, max_inputs=info.max_inputs, max_tokens=_most_tokens(plan)))
-    probe = _probe_tokens(plan) if send_texts else 0
+    probe = await asyncio.to_thread(_probe_tokens, plan, rides=send_texts > 0)
+    requests += bool(probe and not send_texts)  # else it rides with the first texts
     price, batch_price = info.usd_per_million_tokens, info.batch_usd_per_million_tokens
     engine = channel.engine
     return Estimate(
@@ -104,8 +105,13 @@ def _most_tokens(plan: Plan) -> int | None:
     return min(known) if known else None
 
 
-def _probe_tokens(plan: Plan) -> int:
-    """Tokens of the probe, where the job will have to embed it."""
-    if plan.channel.engine is None or read_probe(plan.channel.probe_dir, plan.provider.info) is not None:
+def _probe_tokens(plan: Plan, *, rides: bool) -> int:
+    """Tokens of the probe, where the job will have to embed it; it rides with the first texts sent."""
+    channel, info = plan.channel, plan.provider.info
+    if channel.engine is None or read_probe(channel.probe_dir, info) is not None:
         return 0
-    return int(plan.provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT).tokens.sum())
+    probe = plan.provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT)
+    if rides or channel.cache is None or not info.width:
+        return int(probe.tokens.sum())
+    keys = cache_keys(info.space, probe.texts, variant=probe.variant)
+    return int(probe.tokens[~channel.cache.contains(info.space, keys, dimensions=info.width)].sum())
