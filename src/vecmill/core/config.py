@@ -414,6 +414,8 @@ def _profile(name: str, given: Any, path: Path, digest: str) -> Profile:
             _refuse_literal(place, value, path)
         if key == "headers" and not isinstance(value, dict):
             raise ConfigError(f"{path}: {place}.headers is not a table")  # its value may be a secret
+        if key == "base_url" and isinstance(value, str):
+            _refuse_secret_url(f"{place}.base_url", value, path)
         converted = _converted(_PROFILE_KINDS[key], f"{place}.{key}", value, str(path))
         values["project_id" if key == "project" else key] = converted
     values["headers"] = _headers(place, values.get("headers", {}), path)
@@ -425,12 +427,40 @@ def _profile(name: str, given: Any, path: Path, digest: str) -> Profile:
 def _refuse_literal(place: str, value: Any, path: Path) -> None:
     """Refuse a key written into the file; the message never shows it."""
     if is_reference(value):
+        _refuse_key_as_name(f"{place}.key", value, path)
         return
     raise ConfigError(
         f"{path}: {place}.key is not a reference, and a key itself does not belong into this file: put it "
         f'into a variable and write key = "env:OPENAI_API_KEY", or "file:PATH", "keyring:SERVICE/USER", '
         f'"keyvault:VAULT/SECRET"'
     )
+
+
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_KEY_AS_NAME = re.compile(r"gh[a-z]_\w{16}|github_pat_|eyJ\w{16}|[0-9a-f]{32}|[0-9A-F]{32}")
+
+
+def _refuse_key_as_name(where: str, reference: str, path: Path) -> None:
+    """Refuse "env:" followed by the key itself: names of variables are shown."""
+    scheme, _, name = reference.partition(":")
+    if scheme == "env" and (not _VARIABLE.fullmatch(name.strip()) or _KEY_AS_NAME.match(name.strip())):
+        raise ConfigError(
+            f'{path}: {where}: what follows "env:" is no name of a variable; put the key into one, such as '
+            f"OPENAI_API_KEY, and write its name"
+        )
+
+
+_URL_LOGIN = re.compile(r"(?:\w*:)?(?://)?[^/?#]*@")
+_URL_SECRET = re.compile(r"[?&;][^=&;]*(?:key|token|secret|sig|password)[^=&;]*=", re.IGNORECASE)
+
+
+def _refuse_secret_url(where: str, url: str, path: Path) -> None:
+    """Refuse an address with a login or key in it, which would be shown with the profile."""
+    if _URL_LOGIN.match(url) or _URL_SECRET.search(url):
+        raise ConfigError(
+            f"{path}: {where} holds a login or key: leave out what stands before '@' and keys after '?'; "
+            f'write key = "env:NAME"'
+        )
 
 
 def is_reference(value: object) -> bool:
@@ -449,7 +479,9 @@ def _headers(place: str, given: Mapping[str, Any], path: Path) -> dict[str, str]
             raise ConfigError(f"{where}: a profile cannot set such a header; for the login write key = …")
         if not isinstance(value, str):
             raise ConfigError(f"{where} is not a text")
-        if not is_reference(value):
+        if is_reference(value):
+            _refuse_key_as_name(f"{place}.headers.{name}", value, path)
+        else:
             if _SECRET_HEADER.search(name) or _SECRET_VALUE.match(value):
                 raise ConfigError(f'{where} may be a secret: put it into a variable and write "env:NAME"')
             if not value.isprintable() or not value.isascii():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tomllib
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
@@ -249,3 +250,39 @@ def test_settings_with_profiles_can_be_hashed_and_sent_to_another_process(file: 
     settings = load_settings()
     assert hash(settings) == hash(load_settings())
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - just written
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'key = "env:sk-planted-abcdef0123456789"',
+        'key = "env:ghp_planted0123456789abcdef"',
+        'key = "env: sk-planted-abcdef0123456789"',
+        'headers = {x-token = "env:sk-planted-abcdef0123456789"}',
+        'base_url = "https://u:planted@host/v1"',
+        'base_url = "https://planted@host/v1"',
+        'base_url = "u:planted@host"',
+        'base_url = "https://host/v1?api_key=planted"',
+        'base_url = "https://host/v1?a=b&SIG=planted"',
+    ],
+)
+def test_a_key_in_the_wrong_place_of_a_profile_is_refused_and_not_shown(file: Path, line: str) -> None:
+    """Addresses and names of variables are shown by `config show` and `model list`."""
+    file.write_text(f"[profiles.work]\n{line}\n")
+    with pytest.raises(ConfigError, match=r"profiles\.work\.") as caught:
+        load_settings()
+    assert "planted" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'key = "env:MY_COMPANY_PRODUCTION_AZURE_OPENAI_KEY_OF_REGION_1"',
+        'base_url = "https://host/v1?api-version=2024-10-21"',
+        'base_url = "https://host/a@b"',
+        'base_url = "mill"',
+    ],
+)
+def test_references_and_addresses_without_keys_are_taken(file: Path, line: str) -> None:
+    file.write_text(f"[profiles.work]\n{line}\n")
+    assert load_settings().profiles["work"]

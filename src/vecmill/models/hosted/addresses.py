@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from vecmill.core.config import Profile
@@ -13,9 +13,12 @@ from vecmill.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value and where it came from, for messages. `profile` is the one that says it, if one does."""
+    """A value and where it came from, for messages. `profile` is the one that says it, if one does.
 
-    value: str
+    The value may be a key, so it does not print.
+    """
+
+    value: str = field(repr=False)
     origin: str
     profile: Profile | None = None
 

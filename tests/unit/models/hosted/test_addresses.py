@@ -80,3 +80,7 @@ def test_hosts_that_readers_differ_about_are_refused(text: str) -> None:
 def test_a_host_in_other_letters_is_the_host_it_stands_for() -> None:
     assert base_url(Given("https://api\u3002openai\u3002com/v1", "x")).host == "api.openai.com"
     assert base_url(Given("https://m\u00fchle.example/v1", "x")).url == "https://xn--mhle-0ra.example/v1"
+
+
+def test_a_value_that_may_be_a_key_does_not_print() -> None:
+    assert "planted" not in repr(Given("sk-planted-0123456789", "OPENAI_API_KEY"))
