@@ -234,6 +234,16 @@ def test_long_texts_are_averaged_from_full_vectors(hosted: Any) -> None:
     assert ran.simulator.billed_tokens == ran.receipt["tokens"] + ran.receipt["probe_tokens"]
 
 
+def test_texts_that_are_one_once_truncated_are_sent_once(hosted: Any) -> None:
+    long = " ".join(f"word{i}" for i in range(9_000))
+    ran = hosted.job(
+        Scenario(), hosted.texts([f"{long} one", "short", f"{long} other"]), long_text="truncate"
+    )
+    assert (ran.receipt["vectors"], ran.receipt["sent"]) == (3, 2)
+    assert ran.simulator.billed_texts == 2 + 3
+    assert_balanced(ran.receipt)
+
+
 def test_a_job_through_batches_pays_the_batch_price_and_the_poison_row_fails_alone(hosted: Any) -> None:
     asked = texts(5_000)
     asked[1_234] = "this is POISON"
@@ -261,6 +271,16 @@ def test_batches_need_a_cache_and_a_provider_that_has_them(hosted: Any) -> None:
         hosted.job(Scenario(), hosted.texts(texts(3)), via="batch", cache=False)
     with pytest.raises(InputError, match="runs here"):
         embed_files(hosted.texts(texts(3)), hosted.folder / "o.parquet", via="batch")
+
+
+def test_verify_does_not_ask_another_provider_than_the_one_that_made_the_set(
+    hosted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = hosted.job(Scenario(), hosted.texts(texts(5)))
+    monkeypatch.delenv("OPENAI_BASE_URL")  # the name alone means another provider
+    checks = {check.name: check for check in hosted.verify(Scenario(), ran.output).checks}
+    assert checks["recomputed"].ok is False
+    assert "space" in checks["recomputed"].detail
 
 
 def test_verify_says_when_the_vendor_changed_the_model_under_its_name(hosted: Any) -> None:

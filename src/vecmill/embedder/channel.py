@@ -485,9 +485,10 @@ def _spread(supplied: Supplied, unique: IntArray) -> Supplied:
         return supplied
     first = np.unique(unique, return_index=True)[1]
     tokens, usd = np.zeros(len(unique), dtype=np.int64), np.zeros(len(unique))
-    tokens[first], usd[first] = supplied.tokens, supplied.usd
+    sent = np.zeros(len(unique), dtype=np.bool_)
+    tokens[first], usd[first], sent[first] = supplied.tokens, supplied.usd, supplied.sent
     errors = {at: supplied.errors[int(row)] for at, row in enumerate(unique) if int(row) in supplied.errors}
-    return Supplied(supplied.vectors[unique], tokens, usd, supplied.sent[unique], errors, supplied.usage)
+    return Supplied(supplied.vectors[unique], tokens, usd, sent, errors, supplied.usage)
 
 
 def _dollars(usd_per_million_tokens: float | None) -> float:

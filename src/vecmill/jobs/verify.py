@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from vecmill.core.config import Settings, load_settings
-from vecmill.core.errors import InputError, SpaceMismatchError
+from vecmill.core.errors import InputError, ProviderError, SpaceMismatchError
 from vecmill.core.space import PROBE_TOLERANCE, Manifest, ensure_comparable, probe_distance, short
 from vecmill.core.types import EmptyText, InputType, LongText
 from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.embedder.background import run_sync
 from vecmill.embedder.channel import Channel
-from vecmill.embedder.embedder import make_manifest
+from vecmill.embedder.embedder import make_manifest, manifest_of
 from vecmill.embedder.rows import Policy, embed_prepared, prepare
 from vecmill.models.base import Encoded, Provider
 from vecmill.models.resolve import open_model
@@ -246,6 +246,8 @@ async def _with_model(
     try:
         channel = Channel.to(provider, settings, cache=False)
         await channel.learn()
+        if provider.info.hosted and model is None:  # the name may mean another provider here: ask it nothing
+            ensure_comparable(manifest, manifest_of(provider.info, InputType.DOCUMENT), what=found.path)
         today = await make_manifest(channel, InputType.DOCUMENT)
         ensure_comparable(manifest, today, what=found.path)
         if provider.info.hosted:
@@ -255,7 +257,7 @@ async def _with_model(
         if sample < 1:
             return [*shared, Check("recomputed", None, "no sample: none asked for")]
         return [*shared, await _compare_sample(found, manifest, channel, sample)]
-    except SpaceMismatchError as error:
+    except (SpaceMismatchError, ProviderError) as error:
         return [*shared, Check("recomputed", False, str(error))]
     finally:
         await provider.close()
