@@ -97,6 +97,20 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectSays:
+    """Settings of a project's file that count for keys only where the file is trusted.
+
+    Attributes:
+        path, digest: The file, and BLAKE2b-128 of its bytes as they were read.
+        values: `ca_file`, and a `confirm_above_usd` above the user's own.
+    """
+
+    path: Path
+    digest: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a user may set.
 
@@ -111,6 +125,7 @@ class Settings:
         ca_file: Certificates (PEM) that are believed beside the system's, for a proxy or an inside endpoint.
         profiles: Hosted models by name.
         aliases: Foreign names and what they stand for.
+        said_by_project: What of this a project's file says that needs trust; `load_settings` notes it.
 
     Paths may be given as strings.
     """
@@ -125,6 +140,7 @@ class Settings:
     ca_file: Path | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict, hash=False)
     aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
+    said_by_project: ProjectSays | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("home", "cache_dir", "ca_file"):
@@ -165,7 +181,31 @@ def load_settings(**arguments: Any) -> Settings:
             aliases.setdefault(name, _text(f"aliases.{name}", stands, path))
     for name, kind in (("profiles", profiles), ("aliases", aliases)):
         values[name] = kind if arguments.get(name) is None else arguments[name]
-    return Settings(**values)
+    return Settings(**values, said_by_project=_said_by_project(values, arguments))
+
+
+def _said_by_project(values: Mapping[str, Any], arguments: Mapping[str, Any]) -> ProjectSays | None:
+    """Note what needs trust now: later another folder may be the current one."""
+    path = project_file()
+    if path is None:
+        return None
+    table, digest = _read(path)
+    said: dict[str, Any] = {
+        name: values[name]
+        for name in ("ca_file", "confirm_above_usd")
+        if name in table and arguments.get(name) is None and not os.environ.get(f"VECMILL_{name.upper()}")
+    }
+    if said.get("confirm_above_usd", 0.0) <= _own_confirm_above_usd():
+        said.pop("confirm_above_usd", None)
+    return ProjectSays(path, digest, said) if said else None
+
+
+def _own_confirm_above_usd() -> float:
+    path = user_home() / FILE_NAME
+    table = _read(path)[0] if path.is_file() else {}
+    value = table.get("confirm_above_usd", _default("confirm_above_usd"))
+    own: float = _convert("confirm_above_usd", value, str(path))
+    return own
 
 
 def user_home() -> Path:

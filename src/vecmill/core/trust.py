@@ -1,7 +1,8 @@
 """Which projects' files may say where a key is sent.
 
 A `vecmill.toml` comes along with a project that somebody else may have written. Where one says to which
-address, with which headers or certificates a request goes that carries a secret, the user must have run
+address, with which headers or certificates a request goes that carries a secret, what it is taken to cost, or
+that more may be spent without a question, the user must have run
 `vecmill config trust`; that records the file's path and digest, so a changed file is asked about again.
 """
 
@@ -36,8 +37,8 @@ def ensure_trusted(path: Path, digest: str, *, why: str) -> None:
     known = str(path.resolve()) in _load()
     state = "the file has changed since it was trusted" if known else "the file is not trusted"
     raise ConfigError(
-        f"{path.resolve()} sets {why}, and a key would be sent with it, but {state}: read it, then run "
-        f"`vecmill config trust`"
+        f"{path.resolve()} sets {why}, which counts for requests with your key, but {state}: read it, then "
+        f"run `vecmill config trust`"
     )
 
 

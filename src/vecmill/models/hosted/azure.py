@@ -87,9 +87,9 @@ def connect(
         )
     place = _place(given, sources)
     deployment = _deployment(name, sources, place)
-    plain, hidden = endpoints.split_headers(sources)
-    login, key = _login(name, sources, place, hidden, credential)
     endpoints.guard(sources, given)
+    plain, hidden = endpoints.split_headers(sources)
+    login, key = _login(name, sources, given, place, hidden, credential)
     served = sources.profile_value("model")
     known = catalog.facts(served) if served else None
     return Connection(
@@ -212,6 +212,7 @@ def _deployment(name: str, sources: Sources, place: _Place) -> str:
 def _login(
     name: str,
     sources: Sources,
+    given: Given,
     place: _Place,
     hidden: dict[str, Secret],
     credential: Callable[[], entra.Credential] | None,
@@ -220,13 +221,12 @@ def _login(
     auth = _auth(sources)
     if auth == "none":
         return endpoints.keyless(hidden), None
-    if auth != "entra":
-        if (found := sources.find("key", *_key_variables())) is not None:
-            key = endpoints.secret_from(found, what="the Azure OpenAI key")
-            return endpoints.api_key(key, hidden), key
-        if auth is None and (token := from_environment(TOKEN)) is not None:
-            bearer = endpoints.secret_from(token, what="the Entra token")
-            return endpoints.bearer(bearer, hidden), None
+    if auth != "entra" and (found := sources.find_key(given, *_key_variables())) is not None:
+        key = endpoints.secret_from(found, what="the Azure OpenAI key")
+        return endpoints.api_key(key, hidden), key
+    if sources.profile_value("auth") is None and (token := from_environment(TOKEN)) is not None:
+        bearer = endpoints.secret_from(token, what="the Entra token")
+        return endpoints.bearer(bearer, hidden), None
     if auth == "key" or (auth is None and credential is None and not entra.available()):
         raise MissingKeyError(
             f"azure:{name} needs a key: set {' or '.join(_key_variables())}, or write key = 'env:NAME' into "
@@ -244,8 +244,9 @@ def _login(
 def key_status(sources: Sources) -> str:
     """Say whether there is a key or who else is asked, as `endpoints.key_status` does."""
     if _auth(sources) == "entra":
-        return "Entra ID"
-    status = endpoints.key_status(sources, *_key_variables(), TOKEN)
+        token = None if sources.profile_value("auth") else from_environment(TOKEN)
+        return "Entra ID" if token is None else f"{TOKEN}: set"
+    status = endpoints.key_status(sources, *_key_variables(), TOKEN, urls=_endpoint_variables())
     if _auth(sources) is None and status == f"{KEYS[0]}: missing" and entra.available():
         return f"{status}; Entra ID is asked"
     return status
@@ -253,7 +254,9 @@ def key_status(sources: Sources) -> str:
 
 def _auth(sources: Sources) -> str | None:
     said: str | None = sources.profile_value("auth")
-    return said or ("entra" if _type() in ("azure_ad", "azuread") else None)
+    if said is not None or (sources.named is not None and sources.named.key):
+        return said  # the environment does not overrule a profile that was named
+    return "entra" if _type() in ("azure_ad", "azuread") else None
 
 
 def _type() -> str:
@@ -276,6 +279,6 @@ def _dimensions(deployment: str, sources: Sources) -> int | None:
         return None
     if other is None and sources.named is not None:
         return None
-    if not found.value.isdecimal() or int(found.value) < 1:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", found.value):
         raise ConfigError(f"{DIMENSIONS} = {found.value!r} is not a whole number of at least 1")
     return int(found.value)

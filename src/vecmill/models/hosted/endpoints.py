@@ -3,7 +3,8 @@
 Each value comes from the first of: the argument, the profile that was named, the environment, the profile
 that bears the provider's name, the catalogue. What a profile that was named says counts as said by the
 caller: its key and its address belong together, so a key that lies in the environment must not take the place
-of its own, nor an address there take its key elsewhere.
+of its own, nor an address there take its key elsewhere. Likewise the address of the provider's profile gets
+that profile's own key, if it has one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecmill.core import catalog, durable, trust
 from vecmill.core.catalog import CatalogEntry
-from vecmill.core.config import Profile, Settings, environment, is_reference, project_file
+from vecmill.core.config import Profile, Settings, environment, is_reference
 from vecmill.core.errors import ConfigError
 from vecmill.core.secrets import Secret, resolve_secret, secret_of
 from vecmill.models.hosted.addresses import Given
@@ -55,6 +56,19 @@ class Sources:
     def find(self, field: str, *variables: str) -> Given | None:
         """Return the first value of a profile's field or of variables; empty ones count as not given."""
         return _said(self.named, field) or from_environment(*variables) or _said(self.default, field)
+
+    def find_url(self, *variables: str) -> Given | None:
+        """Return the base URL; a named profile with a key of its own takes none from the environment."""
+        if self.named is not None and self.named.key:
+            return _said(self.named, "base_url") or _said(self.default, "base_url")
+        return self.find("base_url", *variables)
+
+    def find_key(self, url: Given | None, *variables: str) -> Given | None:
+        """Return the key for an address: of two, that of the profile the address comes from."""
+        if (own := _said(self.named, "key")) is not None:
+            return own
+        beside = None if url is None else _said(url.profile, "key")
+        return beside or self.find("key", *variables)
 
     def profile_value(self, field: str) -> Any:
         """Return a field of the profiles, the named one first; None where neither says it."""
@@ -113,19 +127,22 @@ _VARIABLES = {
     "openai": ("OPENAI_API_KEY",),
     "github": ("GITHUB_TOKEN",),
 }
+_URL_VARIABLES = {"openai": ("OPENAI_BASE_URL", "OPENAI_API_BASE")}
 
 
-def key_status(sources: Sources, *variables: str) -> str:
+def key_status(sources: Sources, *variables: str, urls: tuple[str, ...] = ()) -> str:
     """Say whether there is a key, without asking a keyring, a vault or the network: "OPENAI_API_KEY: set".
 
     Args:
         sources: Whose key.
         variables: Where it may lie; none: the provider's own.
+        urls: Variables of the address; none: the provider's own.
     """
     if sources.profile_value("auth") == "none":
         return "none needed"
     variables = variables or _VARIABLES[sources.provider]
-    found = sources.find("key", *variables)
+    urls = urls or _URL_VARIABLES.get(sources.provider, ())
+    found = sources.find_key(sources.find("base_url", *urls), *variables)
     if found is None:
         return f"{variables[0]}: missing"
     if found.profile is None:
@@ -204,8 +221,16 @@ def split_headers(sources: Sources) -> tuple[dict[str, str], dict[str, Secret]]:
     return plain, secret
 
 
+def has_secret_headers(sources: Sources) -> bool:
+    """Say whether a profile's header is a reference to a secret."""
+    profiles = (profile for profile in (sources.named, sources.default) if profile is not None)
+    return any(is_reference(value) for profile in profiles for value in profile.headers.values())
+
+
 def guard(sources: Sources, url: Given | None) -> None:
-    """Refuse that a project's file says where a secret goes, unless the user trusts it.
+    """Refuse that a project's file says where a secret goes or what is paid with it, unless it is trusted.
+
+    To be called before secrets are fetched: to look into a keyring or vault for such a file is too much.
 
     Args:
         sources: Whose headers and permissions are used.
@@ -221,11 +246,13 @@ def guard(sources: Sources, url: Given | None) -> None:
             for field in ("headers", "allow_http"):
                 if getattr(profile, field):
                     _ensure(profile, field)
-    file = project_file()
-    if file is not None and sources.settings.ca_file is not None:
-        origin = sources.settings.origins["ca_file"]
-        if Path(origin).resolve() == file:
-            trust.ensure_trusted(file, durable.digest_file(file), why="ca_file")
+            for field in ("usd_per_million_tokens", "batch_usd_per_million_tokens"):
+                if getattr(profile, field) is not None:  # they decide about questions and budgets
+                    _ensure(profile, field)
+    said = sources.settings.said_by_project
+    for name, value in said.values.items() if said is not None else ():
+        if said is not None and getattr(sources.settings, name) == value:
+            trust.ensure_trusted(said.path, said.digest, why=name)
 
 
 def _ensure(profile: Profile, field: str) -> None:

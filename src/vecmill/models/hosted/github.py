@@ -60,15 +60,15 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
     given = Given(base_url, "base_url") if base_url else sources.find("base_url")
     base = addresses.base_url(given or _own(sources), allow_http=sources.allow_http)
     base = Base(base.url.removesuffix("/embeddings"))
-    plain, hidden = endpoints.split_headers(sources)
-    found = sources.find("key", *KEYS)
+    found = sources.find_key(given, *KEYS)
     if found is None:
         raise MissingKeyError(
             f"github:{name} needs a token with the permission models: read: set GITHUB_TOKEN, or write "
             f'key = "env:NAME" into a profile of vecmill.toml'
         )
-    key = endpoints.secret_from(found, what="the GitHub token")
     endpoints.guard(sources, given)
+    plain, hidden = endpoints.split_headers(sources)
+    key = endpoints.secret_from(found, what="the GitHub token")
     known = catalog.entry(f"github:{model}")
     return Connection(
         provider="github",

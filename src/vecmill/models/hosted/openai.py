@@ -66,16 +66,16 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
     sources = Sources.of("openai", name, settings)
     model = endpoints.model_of(name, sources, example="text-embedding-3-small")
     argument = Given(base_url, "base_url") if base_url else None
-    url = argument or sources.find("base_url", *URLS)
+    url = argument or sources.find_url(*URLS)
     base = _base(url or _OWN, allow_http=sources.allow_http)
     own = is_own(base)
-    plain, hidden = endpoints.split_headers(sources)
-    found = None if sources.profile_value("auth") == "none" else sources.find("key", *KEYS)
+    found = None if sources.profile_value("auth") == "none" else sources.find_key(url, *KEYS)
     if found is None and own:
         raise MissingKeyError(_missing(name))
-    key = None if found is None else endpoints.secret_from(found, what="the OpenAI key")
-    if key is not None or hidden:
+    if found is not None or endpoints.has_secret_headers(sources):
         endpoints.guard(sources, url)
+    plain, hidden = endpoints.split_headers(sources)
+    key = None if found is None else endpoints.secret_from(found, what="the OpenAI key")
     organization = sources.find("organization", *ORGANIZATIONS)
     project = sources.find("project_id", *PROJECTS)
     headers = {

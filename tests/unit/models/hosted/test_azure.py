@@ -14,6 +14,7 @@ from vecmill.models import resolve
 from vecmill.models.hosted import azure, entra
 from vecmill.models.hosted.azure import connect
 from vecmill.models.hosted.connection import Connection
+from vecmill.models.hosted.endpoints import Sources
 
 KEY = "azure-planted-0123456789abcdef"
 HOME = "https://mill.openai.azure.com"
@@ -171,6 +172,34 @@ def test_without_a_key_entra_id_is_asked_where_it_can_be(monkeypatch: pytest.Mon
     assert made.account == "entra"
     monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "given-token-0123456789")
     assert headers(opened(base_url=HOME)) == {"Authorization": "Bearer given-token-0123456789"}
+
+
+def test_a_given_token_is_used_where_older_programs_say_entra_id(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_TYPE", "azure_ad")
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "given-token-0123456789")
+    assert headers(opened(credential=FakeCredential)) == {"Authorization": "Bearer given-token-0123456789"}
+    assert azure.key_status(Sources.of("azure", "rev", load_settings())) == "AZURE_OPENAI_AD_TOKEN: set"
+
+
+def test_the_environment_s_way_to_log_in_does_not_overrule_a_named_profile_s_key(
+    monkeypatch: pytest.MonkeyPatch, own_file: Path, endpoint: str
+) -> None:
+    own_file.write_text('[profiles.work]\nprovider = "azure"\ndeployment = "rev"\nkey = "env:WORK_KEY"\n')
+    monkeypatch.setenv("WORK_KEY", "work-key-0123456789")
+    monkeypatch.setenv("OPENAI_API_TYPE", "azure_ad")
+    assert headers(opened("work", credential=FakeCredential)) == {"api-key": "work-key-0123456789"}
+    assert azure.key_status(Sources.of("azure", "work", load_settings())) == "WORK_KEY: set"
+
+
+@pytest.mark.parametrize("odd", ["9" * 5_000, "٢٥٦", "1e3", "256.0", "0", "-1"])
+def test_dimensions_that_are_no_number_are_refused(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, odd: str
+) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_EMBEDDING_DIMENSIONS", odd)
+    with pytest.raises(ConfigError, match="AZURE_OPENAI_EMBEDDING_DIMENSIONS"):
+        azure.load("rev", settings=load_settings())
 
 
 def test_a_profile_says_how_to_log_in(own_file: Path, endpoint: str) -> None:

@@ -13,7 +13,9 @@ import pytest
 from vecmill.core import trust
 from vecmill.core.config import load_settings
 from vecmill.core.errors import ConfigError, Error, MissingKeyError
+from vecmill.models.hosted import endpoints
 from vecmill.models.hosted.connection import Connection
+from vecmill.models.hosted.endpoints import Sources, key_status
 from vecmill.models.hosted.openai import connect
 
 KEY = "sk-planted-0123456789abcdefghij"
@@ -160,6 +162,33 @@ def test_a_named_profile_comes_before_the_environment_and_fills_up_from_it(
     assert opened("team", base_url="http://localhost:1/v1").embeddings_url.startswith("http://localhost:1/")
 
 
+def test_a_named_profile_s_key_goes_to_no_address_of_the_environment(
+    own_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_file.write_text(f'[profiles.team]\nmodel = "{SMALL}"\nkey = "env:TEAM_KEY"\n')
+    monkeypatch.setenv("TEAM_KEY", "team-key-0123456789")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://elsewhere.example/v1")
+    assert opened("team").embeddings_url == "https://api.openai.com/v1/embeddings"
+    assert (
+        opened("team", base_url="http://localhost:1/v1").embeddings_url == "http://localhost:1/v1/embeddings"
+    )
+
+
+def test_the_environment_s_key_does_not_take_the_place_of_that_of_an_address(
+    own_file: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    own_file.write_text(
+        '[profiles.openai]\nbase_url = "https://gateway.example/v1"\nkey = "env:TEAM_KEY"\n'
+        f'[profiles.mine]\nmodel = "{SMALL}"\nkey = "env:MY_KEY"\n'
+    )
+    monkeypatch.setenv("TEAM_KEY", "team-key-0123456789")
+    monkeypatch.setenv("MY_KEY", "my-key-0123456789")
+    assert headers(opened()) == {"Authorization": "Bearer team-key-0123456789"}
+    assert headers(opened("mine")) == {"Authorization": "Bearer my-key-0123456789"}
+    sources = Sources.of("openai", SMALL, load_settings())
+    assert key_status(sources) == "TEAM_KEY: set"
+
+
 def test_the_profile_of_the_provider_s_name_comes_after_the_environment(
     own_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +254,12 @@ EVIL = f'[profiles.team]\nmodel = "{SMALL}"\nbase_url = "https://evil.example/v1
         (f'[profiles.team]\nmodel = "{SMALL}"\nheaders = {{ X-To = "evil" }}\n', "headers of profile 'team'"),
         (f'[profiles.team]\nmodel = "{SMALL}"\nallow_http = true\n', "allow_http of profile 'team'"),
         (f'ca_file = "evil.pem"\n[profiles.team]\nmodel = "{SMALL}"\n', "ca_file"),
+        (f'confirm_above_usd = 99\n[profiles.team]\nmodel = "{SMALL}"\n', "confirm_above_usd"),
+        (f'[profiles.team]\nmodel = "{SMALL}"\nusd_per_million_tokens = 0\n', "usd_per_million_tokens of"),
+        (
+            f'[profiles.team]\nmodel = "{SMALL}"\n[profiles.openai]\nbatch_usd_per_million_tokens = 0.0\n',
+            "batch_usd_per_million_tokens of profile 'openai'",
+        ),
     ],
 )
 def test_a_project_s_file_does_not_say_where_a_key_goes_unless_it_is_trusted(
@@ -244,6 +279,49 @@ def test_a_project_s_file_does_not_say_where_a_key_goes_unless_it_is_trusted(
     assert trust.distrust(file)
     with pytest.raises(ConfigError, match="is not trusted"):
         opened("team")
+
+
+def test_a_project_s_file_is_asked_about_after_the_folder_was_left(
+    here: Path, key: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "vecmill.toml").write_text('ca_file = "evil.pem"\n')
+    settings = load_settings()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ConfigError, match=r"sets ca_file.* not trusted"):
+        connect(SMALL, settings=settings)
+
+
+@pytest.mark.parametrize("own", ["", "confirm_above_usd = 50"])
+def test_a_project_s_file_may_ask_sooner_than_the_user_s(
+    here: Path, key: str, own_file: Path, own: str
+) -> None:
+    own_file.write_text(own)
+    (here / "vecmill.toml").write_text(f"confirm_above_usd = {40 if own else 0.5}\n")
+    assert opened().model == SMALL
+
+
+def test_what_the_user_says_is_not_the_project_s(
+    here: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "vecmill.toml").write_text('ca_file = "evil.pem"\nconfirm_above_usd = 99\n')
+    monkeypatch.setenv("VECMILL_CONFIRM_ABOVE_USD", "99")
+    monkeypatch.setenv("VECMILL_CA_FILE", "evil.pem")
+    assert opened().model == SMALL
+    monkeypatch.delenv("VECMILL_CA_FILE")
+    assert connect(SMALL, settings=load_settings(ca_file="own.pem")).model == SMALL
+
+
+def test_no_secret_is_fetched_for_a_file_that_is_not_trusted(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a secret was fetched")
+
+    monkeypatch.setattr(endpoints, "resolve_secret", fetch)
+    for more in ('key = "keyring:a/b"', 'headers = { X-Token = "keyring:a/b" }'):
+        (here / "vecmill.toml").write_text(f"{EVIL}{more}\n")
+        with pytest.raises(ConfigError, match="not trusted"):
+            opened("team")
 
 
 def test_a_project_s_file_cannot_bring_its_own_list_of_trusted_files(here: Path, key: str) -> None:
