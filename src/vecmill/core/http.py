@@ -340,11 +340,14 @@ def _proxy(url: URL) -> tuple[URL | None, str | None]:
     address = found.get(url.scheme) or found.get("all")
     if not address or urllib.request.proxy_bypass(f"{url.host}:{url.port}"):
         return None, None
-    proxy = URL(address if "://" in address else f"http://{address}")
+    try:
+        proxy = URL(address if "://" in address else f"http://{address}")
+        kind = f"a {proxy.scheme!r} address" if proxy.host else "no address"
+    except ValueError:  # its message would show the password
+        proxy, kind = URL(), "no address"
     if proxy.scheme not in ("http", "https") or not proxy.host:
         raise ConfigError(
-            f"the proxy set for {url.scheme} is a {proxy.scheme!r} address; HTTPS_PROXY and HTTP_PROXY take "
-            "http://HOST:PORT"
+            f"the proxy set for {url.scheme} is {kind}; HTTPS_PROXY and HTTP_PROXY take http://HOST:PORT"
         )
     if proxy.user is None:
         return proxy, None
@@ -382,8 +385,16 @@ def _onward(reply: aiohttp.ClientResponse, method: str, url: URL) -> URL | None:
 
     if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
         return None
-    target = url.join(URL(reply.headers["Location"]))
-    if target.scheme not in ("http", "https") or target.origin() != url.origin():
+    try:
+        target = url.join(URL(reply.headers["Location"]))
+        origin = target.origin() if target.scheme in ("http", "https") else None
+    except ValueError:
+        raise ProviderError(
+            f"{_place(url)} redirects to something that is no address; check the base URL",
+            status=reply.status,
+            code="redirect",
+        ) from None
+    if origin != url.origin():
         raise ProviderError(
             f"{_place(url)} redirects to {_place(target)}, which is another server; no key and no text was "
             "sent there: set that base URL yourself if you trust it",
@@ -435,6 +446,8 @@ class _Unpacker:
         self._url, self._room = url, max_bytes
 
     def feed(self, piece: bytes) -> bytes:
+        if self._object.eof:
+            raise self._broken()  # zlib would keep what follows, however much
         try:
             found = self._object.decompress(piece, self._room + 1)
         except zlib.error as error:
@@ -442,6 +455,8 @@ class _Unpacker:
         self._room -= len(found)
         if self._room < 0 or self._object.unconsumed_tail:
             raise _too_large(self._url, None)
+        if self._object.unused_data:
+            raise self._broken()
         return found
 
     def end(self) -> None:

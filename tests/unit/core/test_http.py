@@ -439,7 +439,15 @@ def test_packed_bomb_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "encoding"), [(gzip.compress(b"x" * 99)[:-9], "gzip"), (b"no", "gzip"), (b"", "br")]
+    ("body", "encoding"),
+    [
+        (gzip.compress(b"x" * 99)[:-9], "gzip"),
+        (gzip.compress(b"{}") + b"more", "gzip"),
+        (gzip.compress(b"{}") + b"x" * 3_000_000, "gzip"),  # zlib would keep it all
+        (gzip.compress(b"{}") * 2, "gzip"),  # the second half would be lost
+        (b"no", "gzip"),
+        (b"", "br"),
+    ],
 )
 def test_broken_packing_is_a_bad_reply(body: bytes, encoding: str) -> None:
     async def main() -> Error:
@@ -575,6 +583,33 @@ def test_redirect_within_the_origin_is_followed_with_body_and_key(status: int) -
     said = asyncio.run(main())
     assert (said["method"], said["path"], said["body"]) == ("POST", "/there?x=1", "texts")
     assert said["headers"]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("target", ["http://[bad", "https://u:planted@evil.example:99999/", "mailto:a@b"])
+def test_redirect_to_what_is_no_address_is_the_provider_s_mistake(target: str) -> None:
+    async def main() -> Error:
+        async with serving(redirecting(307, target)) as origin:
+            return await failing(f"{origin}/here")
+
+    error = asyncio.run(main())
+    assert isinstance(error, ProviderError)
+    assert error.code == "redirect"
+    assert "planted" not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("proxy", ["http://u:planted@[bad", "http://u:planted@h:99999", "http://", "h:port"])
+def test_proxy_that_is_no_address_is_said_without_its_password(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+
+    async def main() -> Error:
+        return await failing("http://mill.example/v1")
+
+    error = asyncio.run(main())
+    assert isinstance(error, ConfigError)
+    assert "proxy set for http is no address" in str(error)
+    assert "planted" not in "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
