@@ -20,7 +20,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from vecmill.core import http
+from vecmill.core import http, http_replies
 from vecmill.core.errors import (
     BadReplyError,
     ConfigError,
@@ -428,7 +428,9 @@ class CountingUnpacker:
 
 
 def test_packed_bomb_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "zlib", SimpleNamespace(decompressobj=CountingUnpacker, error=zlib.error))
+    monkeypatch.setattr(
+        http_replies, "zlib", SimpleNamespace(decompressobj=CountingUnpacker, error=zlib.error)
+    )
 
     async def main() -> Error:
         async with serving(packed(bomb(50_000_000), "gzip")) as origin:
