@@ -301,7 +301,9 @@ class Channel:
         done = np.flatnonzero(order.bought.done)
         if len(done):
             keys = [order.keys[row] for row in order.mine[done]]
-            self.cache.put(self.provider.info.space, keys, order.bought.vectors[done])
+            vectors = order.bought.vectors
+            vectors = vectors if len(done) == len(vectors) else vectors[done]
+            self.cache.put(self.provider.info.space, keys, vectors)
 
     async def _fetch(self, order: Order, advance: Advance) -> Stop | None:
         """Buy or compute the rows that are ours. Return why it ended early, if it did."""
@@ -328,7 +330,10 @@ class Channel:
         rows, bought, supplied = order.mine, order.bought, order.supplied
         if bought is None:
             return
-        supplied.vectors[rows] = bought.vectors
+        if len(rows) == len(order.keys):  # all of them, in order: copying 12 MB a window is worth avoiding
+            supplied.vectors = bought.vectors
+        else:
+            supplied.vectors[rows] = bought.vectors
         supplied.tokens[rows] = bought.tokens
         supplied.usd[rows] = bought.tokens * _dollars(self.provider.info.usd_per_million_tokens)
         supplied.sent[rows] = bought.done

@@ -13,7 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -96,19 +96,19 @@ class Engine:
     _waiting: int = 0
     _active: int = 0
     _drained: asyncio.Event = field(default_factory=asyncio.Event)
-    _halt: asyncio.Event = field(default_factory=asyncio.Event)
     _halted: Stop | None = None
+    _interruptible: set[asyncio.Future[Any]] = field(default_factory=set)
 
     def halt(self, error: Stop) -> None:
         """Send nothing more: every call ends with this error once its requests in flight are answered."""
         self._halted = self._halted or error
-        self._halt.set()
+        for waiting in self._interruptible:
+            waiting.cancel()
 
     def revive(self) -> None:
         """Forget why it was halted: a new call may find the provider well."""
         if self._halted is not None and not self._active:
             self._halted = None
-            self._halt.clear()
 
     async def embed(self, work: Encoded, *, into: Bought, advance: Advance = no_advance) -> None:
         """Embed texts, recording what becomes of each in `into`, also when this is cancelled.
@@ -185,20 +185,20 @@ class Engine:
             ProviderError, BudgetReachedError: What the engine was halted with.
         """
         task = asyncio.ensure_future(waiting)
-        halt = asyncio.ensure_future(self._halt.wait())
+        self._interruptible.add(task)
         try:
-            await asyncio.wait((task, halt), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise cast(Stop, self._halted)
-        except BaseException:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            if not task.cancelled() and task.exception() is None:
+            if self._halted is not None:
+                task.cancel()
+            return await task
+        except asyncio.CancelledError:
+            if task.done() and not task.cancelled() and task.exception() is None:
                 undo(task.result())
+            caller = asyncio.current_task()
+            if self._halted is not None and caller is not None and not caller.cancelling():
+                raise self._halted from None
             raise
         finally:
-            halt.cancel()
-        return task.result()
+            self._interruptible.discard(task)
 
 
 @dataclass(slots=True)
@@ -325,12 +325,9 @@ class _Run:
         """Wait for the turn, send one request, and tell the limiter and the budget how it went."""
         engine, tokens = self.engine, int(part.tokens.sum())
         try:
-            held = await engine._unless_halted(
-                engine.budget.hold(tokens), undo=lambda held: engine.budget.settle(held, None)
-            )
-        except BaseException:
-            engine._wait_more(-waited)
-            raise
+            held = engine.budget.hold_now(tokens)
+        except BudgetReachedError:
+            held = await self._wait_for_money(tokens, waited=waited)
         billed: float | None = 0.0
         try:
             try:
@@ -352,6 +349,17 @@ class _Run:
             raise
         finally:
             engine.budget.settle(held, billed)
+
+    async def _wait_for_money(self, tokens: int, *, waited: bool) -> float:
+        """Wait until requests on their way turn out cheaper than what was set aside for them."""
+        budget = self.engine.budget
+        try:
+            return await self.engine._unless_halted(
+                budget.hold(tokens), undo=lambda held: budget.settle(held, None)
+            )
+        except BaseException:
+            self.engine._wait_more(-waited)
+            raise
 
     async def _exchange(self, part: Encoded, ticket: Ticket) -> Reply:
         limiter, failure = self.engine.limiter, True
@@ -378,7 +386,10 @@ class _Run:
 
     def _keep(self, rows: IntArray, part: Encoded, reply: Reply) -> None:
         into = self.into
-        into.vectors[rows] = reply.vectors
+        if len(rows) == len(into.vectors):  # one request for all, in order
+            into.vectors = reply.vectors
+        else:
+            into.vectors[rows] = reply.vectors
         into.done[rows] = True
         into.tokens[rows] += apportion(reply.usage.tokens, part.tokens)
         into.usage += reply.usage
