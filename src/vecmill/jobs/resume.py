@@ -41,7 +41,8 @@ def read_command(which: str | None, *, settings: Settings | None = None) -> Comm
     Raises:
         UnknownNameError: There is no such unfinished job.
         InputError: Several are unfinished and none was named.
-        JobError: The job read standard input, or what it was asked is not kept any more.
+        JobError: The job read standard input, what it was asked is not kept any more, or it is not of this
+            home: its folder may have come along with somebody else's project.
     """
     settings = settings or load_settings()
     output = _output(which, settings)
@@ -74,8 +75,13 @@ def _output(which: str | None, settings: Settings) -> str:
     for row in jobs:
         if which in (row.id, row.output) or path == row.output:
             return row.output
-    if _state(path, settings).plan_path.is_file():
+    if any(path == row.output for row in list_jobs(settings)):
         return path
+    if _state(path, settings).plan_path.is_file():
+        raise JobError(
+            f"{path} has an unfinished job, but not one this home's list knows: what it was asked, and where "
+            f"keys would be sent, may be somebody else's words; repeat its `vecmill embed` command to go on"
+        )
     raise unknown_name("unfinished job", which, [name for row in jobs for name in (row.id, row.output)])
 
 
