@@ -27,6 +27,9 @@ _SCOPES = {
 EARLY = 300.0
 """Seconds before its end at which a token is replaced."""
 
+AGAIN = 30.0
+"""Seconds after a renewal that failed before the next one, as long as the token holds."""
+
 
 class Token(Protocol):
     """What a credential gives: `azure.core.credentials.AccessToken`."""
@@ -71,7 +74,8 @@ def default_credential() -> Credential:
 class EntraLogin:
     """Gives `Authorization: Bearer` with a token that still holds for a while.
 
-    Many requests at once fetch one token, in a thread of its own, so the event loop never waits.
+    Many requests at once fetch one token, in a thread of its own, so the event loop never waits. A renewal
+    that fails is tried again after half a minute while the token still holds: each try may take seconds.
 
     Args:
         make: Makes the credential, on first use: that imports a large package.
@@ -96,6 +100,7 @@ class EntraLogin:
         self._credential: Credential | None = None
         self._token: tuple[Secret, float] | None = None
         self._fetching: Future[Secret] | None = None
+        self._patient_until = 0.0
 
     async def __call__(self) -> Mapping[str, str]:
         """Return the headers; waits only while there is no token that holds.
@@ -109,8 +114,10 @@ class EntraLogin:
 
     async def _current(self) -> Secret:
         with self._lock:
-            if self._token is not None and self._now() < self._token[1] - EARLY:
-                return self._token[0]
+            if self._token is not None:
+                now, end = self._now(), self._token[1]
+                if now < end - EARLY or (now < end and now < self._patient_until):
+                    return self._token[0]
             if self._fetching is None:
                 self._fetching = Future()
                 threading.Thread(
@@ -141,6 +148,7 @@ class EntraLogin:
             kept = self._token if self._token is not None and self._now() < self._token[1] else None
         if kept is not None:
             if error is not None:
+                self._patient_until = self._now() + AGAIN
                 _log.warning("the Entra token could not be renewed yet: %s", type(error).__name__)
             fetching.set_result(kept[0])
         else:

@@ -12,7 +12,15 @@ import pytest
 
 from vecmill.core.errors import AuthenticationError
 from vecmill.core.secrets import Secret
-from vecmill.models.hosted.entra import EARLY, SCOPE, EntraLogin, available, default_credential, scope_of
+from vecmill.models.hosted.entra import (
+    AGAIN,
+    EARLY,
+    SCOPE,
+    EntraLogin,
+    available,
+    default_credential,
+    scope_of,
+)
 
 
 @dataclass
@@ -97,6 +105,21 @@ def test_a_token_that_cannot_be_renewed_is_used_until_it_ends(
         ask(login)
     credential.error = None
     assert ask(login) == {"Authorization": "Bearer token-4"}
+
+
+def test_a_renewal_that_fails_is_not_tried_for_each_request(
+    login: EntraLogin, credential: Credential
+) -> None:
+    """A try may take ten seconds, and each request would wait for one while a good token is there."""
+    ask(login)
+    credential.error = RuntimeError("no network")
+    credential.clock += 3600 - EARLY
+    for _ in range(20):
+        assert ask(login) == {"Authorization": "Bearer token-1"}
+    assert len(credential.asked) == 2
+    credential.clock += AGAIN
+    credential.error = None
+    assert ask(login) == {"Authorization": "Bearer token-3"}
 
 
 def test_a_token_that_has_ended_already_is_not_used(login: EntraLogin, credential: Credential) -> None:
