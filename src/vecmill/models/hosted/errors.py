@@ -125,7 +125,7 @@ class _Case:
         plain = " ".join(self.problem.message[:_READ].split())
         quotes = _quotes(plain, texts)
         number = request_id(response) or ""
-        number = "" if _PLAIN_KEYS.search(number) or _shows_secret(number, secrets) else number
+        number = "" if _shows_secret(number, secrets) else number
         bare = plain.replace(number, "") if number else plain  # an id looks like a key
         shows = _KEYS.search(bare) is not None or _shows_secret(plain, secrets)
         self.words = "" if quotes or shows else _cut(plain)
@@ -241,11 +241,11 @@ class _Case:
 
 
 def request_id(response: Response) -> str | None:
-    """Return the provider's id of a request, None where there is none that looks like one."""
+    """Return the provider's id of a request; None where nothing looks like one, or it looks like a key."""
     for name in ("x-request-id", "apim-request-id", "x-ms-request-id", "request-id"):
         value = response.headers.get(name, "")
         if re.fullmatch(r"[\w.:/+=-]{1,128}", value, re.ASCII):
-            return value
+            return None if _PLAIN_KEYS.search(value) else value
     return None
 
 

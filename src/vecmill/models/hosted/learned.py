@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 _VERSION = 1
 _LIMITS = ("max_inputs", "max_request_tokens", "max_request_bytes")
+_LIKE_A_KEY = re.compile(r"\b[spr]k-[\w-]{12}|\bgh[a-z]_\w{12}|\bgithub_pat_|\beyJ\w{12}", re.ASCII)
 _NAME = re.compile(r"[\w./:@+-]{1,120}", re.ASCII)
 
 
@@ -75,8 +76,8 @@ def write_learned(path: Path | None, learned: Learned) -> None:
 
 
 def plain_name(name: str) -> str | None:
-    """Return a model's name as a server gave it, None where it does not look like one."""
-    return name if _NAME.fullmatch(name) else None
+    """Return a model's name as a server gave it, None where it does not look like one, or like a key."""
+    return name if _NAME.fullmatch(name) and not _LIKE_A_KEY.search(name) else None
 
 
 def _valid(name: str, values: dict[str, Any]) -> Any:

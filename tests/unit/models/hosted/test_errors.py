@@ -23,7 +23,7 @@ from vecmill.core.errors import (
 from vecmill.core.http import Response
 from vecmill.models.base import RateLimits
 from vecmill.models.hosted.connection import Connection
-from vecmill.models.hosted.errors import Problem, classify, holds_error, read_problem
+from vecmill.models.hosted.errors import Problem, classify, holds_error, read_problem, request_id
 
 NOW = 1_800_000_000.0
 KEY = "sk-planted-Abcdefgh12345678"
@@ -455,3 +455,8 @@ def test_only_the_beginning_of_endless_words_is_looked_at() -> None:
     error = error_of(400, "so many words " * 500_000 + "maximum allowed batch size 16", texts=texts)
     assert isinstance(error, RefusedError)
     assert error.limit is None
+
+
+def test_an_id_like_a_key_is_none_of_good_replies_either() -> None:
+    assert request_id(Response(200, CIMultiDict({"x-request-id": KEY}), b"")) is None
+    assert request_id(Response(200, CIMultiDict({"x-request-id": "req_1"}), b"")) == "req_1"

@@ -73,3 +73,18 @@ def test_limits_only_shrink() -> None:
 def test_names_that_are_no_names() -> None:
     assert plain_name("BAAI/bge-small-en:v1.5") == "BAAI/bge-small-en:v1.5"
     assert plain_name("") is plain_name("two words") is plain_name("x" * 121) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sk-planted-0123456789", "x/sk-planted-0123456789", "ghp_planted0123456789", "eyJhbGciOiJIUzI1NiJ9.a"],
+)
+def test_a_server_that_calls_its_model_by_a_key_has_it_kept_nowhere(name: str) -> None:
+    assert plain_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["text-embedding-3-small", "risk-assessment-embedder", "task-embed-large-v2"]
+)
+def test_names_of_models_are_names(name: str) -> None:
+    assert plain_name(name) == name
