@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vecmill.jobs.pipeline import COMMITTING
 from vecmill.jobs.windows import WINDOW_ROWS
 from vecmill.testing.scenarios import Latency, Scenario
 from vecmill.testing.simulator import Simulator, simulator_thread
@@ -19,8 +20,8 @@ from vecmill.testing.simulator import Simulator, simulator_thread
 SEED = 11
 ROWS = 20_000
 INPUTS = 256
-IN_FLIGHT = 2 * WINDOW_ROWS
-"""Rows on their way at most: a window follows when all requests of the one before are sent."""
+IN_FLIGHT = (2 + COMMITTING) * WINDOW_ROWS
+"""Rows on their way at most: a window waiting for its last replies, one being sent, those being written."""
 
 SCENARIO = replace(
     Scenario(), max_inputs=INPUTS, requests_per_minute=3_000, latency=Latency("uniform", 0.02, 0.08)

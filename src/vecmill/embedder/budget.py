@@ -33,6 +33,13 @@ class Budget:
                 "usd_per_million_tokens in its profile, or leave the cap out"
             )
 
+    @property
+    def tokens_left(self) -> int | None:
+        """Tokens that may still be bought, what is on its way left out; None: any number."""
+        if self.max_usd is None or not self.usd_per_million_tokens:
+            return None
+        return int((self.max_usd - self.spent_usd - self._held_usd) * 1e6 / self.usd_per_million_tokens)
+
     async def hold(self, tokens: int) -> float:
         """Set the cost of a request aside and return it; wait where only what is on its way is too much.
 

@@ -125,6 +125,7 @@ class Channel:
     bought: Callable[[Sequence[bytes]], Mask] | None = None
     _flights: Flights = field(default_factory=Flights)
     _probe_rides: bool = False
+    _learning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     def to(
@@ -192,10 +193,12 @@ class Channel:
         """
         if self.engine is None or self.provider.info.dimensions:
             return self._name_space()
-        reply, usage = await self.engine.learn()
-        self.probe_usage += usage
-        if reply is not None:
-            await self._keep_probe(reply.vectors)
+        async with self._learning:  # calls at once ask once
+            if not self.provider.info.dimensions:
+                reply, usage = await self.engine.learn()
+                self.probe_usage += usage
+                if reply is not None:
+                    await self._keep_probe(reply.vectors)
         return self._name_space()
 
     def _name_space(self) -> None:

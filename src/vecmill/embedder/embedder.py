@@ -241,8 +241,9 @@ class AsyncEmbedder:
         )
 
     async def manifest(self, *, input_type: str = "document") -> Manifest:
-        """Return the manifest of vectors this embedder makes, the probe included (three short texts)."""
-        return await make_manifest(await self._channel(), InputType(input_type))
+        """Return the manifest of vectors this embedder makes; its probe is asked once per space."""
+        channel = await self._channel()
+        return replace(manifest_of(self.info, InputType(input_type)), probe=await channel.probe())
 
     async def _channel(self) -> Channel:
         """Return the way to the model on this event loop."""

@@ -240,7 +240,9 @@ class _Run:
         """Cut rows into requests within the limits known now."""
         info, most = self.engine.provider.info, self.engine.limiter.most_tokens
         tokens = self.work.tokens[rows]
-        limits = [limit for limit in (info.max_request_tokens, most) if limit is not None]
+        left = self.engine.budget.tokens_left
+        left = None if left is None else max(left, 1)  # a request that does not fit is cut, not given up
+        limits = [limit for limit in (info.max_request_tokens, most, left) if limit is not None]
         cuts = batches(tokens, max_inputs=info.max_inputs, max_tokens=min(limits) if limits else None)
         for cut in cuts:
             yield from self._within_bytes(rows[cut], info.max_request_bytes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import copy
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from vecmill.models.base import Endpoint, RateLimits
 
 ABOVE_LIMIT = "above_tokens_per_minute"
 """Code of a refusal that is ours: the request has more tokens than a minute takes."""
+
+_log = logging.getLogger(__name__)
 
 Change: TypeAlias = Callable[[State], None]
 
@@ -275,6 +278,8 @@ class Limiter:
     async def _flush(self) -> None:
         try:
             await self._exchange([])
+        except RuntimeError as error:  # the loop ends and takes no threads any more
+            _log.debug("the state of limits was not written: %s", error)
         finally:
             self._flushing = None
 

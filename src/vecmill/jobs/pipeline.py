@@ -34,6 +34,10 @@ T = TypeVar("T")
 WINDOWS_IN_FLIGHT = 8
 """Windows of a hosted job on their way at most: enough for requests in flight, few enough for the memory."""
 
+COMMITTING = 2
+"""Windows being written at most before another is begun. A killed process has paid in vain for these, and for
+those with requests in flight."""
+
 _SEEN = ("seen_tokens", "unknown_tokens", "characters")
 
 
@@ -50,8 +54,7 @@ async def embed_windows(plan: Plan, listen: Listener) -> None:
         listen(Notice("resumed", f"going on after {resumed:,} of {plan.rows:,} rows, finished earlier"))
     listen(Progress(total.input_rows, plan.rows, total.tokens, resumed))
     if plan.channel.engine is not None:
-        unsure = total.unsure_tokens * (plan.provider.info.usd_per_million_tokens or 0.0) / 1e6
-        plan.channel.engine.budget.spent_usd += (total.usd or 0.0) + (total.probe_usd or 0.0) + unsure
+        plan.channel.engine.budget.spent_usd += spent_before(plan)
     windows = _Windows(plan, listen, Guard(allow_any=plan.options.any_language), total, resumed)
     reader = plan.windows()
     ahead = asyncio.create_task(asyncio.to_thread(next, reader, None))
@@ -69,6 +72,13 @@ async def embed_windows(plan: Plan, listen: Listener) -> None:
     if not plan.provider.info.hosted:
         for notice in windows.guard.notices(windows.total + windows.seen):
             listen(notice)
+
+
+def spent_before(plan: Plan) -> float:
+    """Return the dollars earlier runs of a job have spent on ordinary requests, lost replies included."""
+    total = sum(map(plan.state.counts, plan.state.windows().values()), plan.state.spent())
+    unsure = total.unsure_tokens * (plan.provider.info.usd_per_million_tokens or 0.0) / 1e6
+    return (total.usd or 0.0) + (total.probe_usd or 0.0) + unsure
 
 
 async def texts_of(plan: Plan) -> AsyncIterator[Encoded]:
@@ -89,6 +99,7 @@ class _Windows:
     Attributes:
         total: What is committed; without what the guard saw, which is in `seen`.
         rows_ahead, tokens_ahead: What windows on their way have done, for the progress.
+        committing: How many have their vectors and are being written.
     """
 
     plan: Plan
@@ -99,6 +110,7 @@ class _Windows:
     seen: Counts = field(default_factory=Counts)
     rows_ahead: int = 0
     tokens_ahead: int = 0
+    committing: int = 0
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def take(self, window: Window) -> None:
@@ -113,15 +125,18 @@ class _Windows:
         self.running.add(asyncio.create_task(self._finish(window, started, seen)))
 
     async def _room(self) -> None:
+        """Wait until another window may be begun: all requests are sent, and the disk keeps up."""
         engine = self.plan.channel.engine
         while self.running:
             drained = asyncio.ensure_future(engine.drained()) if engine else None
-            full = drained is None or len(self.running) >= WINDOWS_IN_FLIGHT
             try:
+                full = len(self.running) >= WINDOWS_IN_FLIGHT or self.committing >= COMMITTING
                 tasks = self.running if full or drained is None else {*self.running, drained}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 self._reap()
-                if drained is not None and drained.done() and len(self.running) < WINDOWS_IN_FLIGHT:
+                if drained is None or not drained.done():
+                    continue
+                if len(self.running) < WINDOWS_IN_FLIGHT and self.committing < COMMITTING:
                     return
             finally:
                 if drained is not None:
@@ -152,39 +167,52 @@ class _Windows:
         self.running.clear()
 
     async def _finish(self, window: Window, started: Started, seen: Counts) -> None:
-        plan, ready = self.plan, started.prepared
+        plan = self.plan
         share = _Share(self, len(window), max(len(started.order.keys), 1))
-        probe = Counts()
+        committing = False
         try:
             result = await finish(plan.channel, started, advance=share.advance)
-            warnings = {} if plan.provider.info.hosted else warned_rows(ready)
-            batch = await asyncio.to_thread(
-                output_batch, window, result, warnings, plan.layout, dimensions=plan.provider.info.dimensions
-            )
-            probe = probe_counts(plan.channel.take_probe_usage())
-            counts = _counted(plan, ready, result, batch, warned=len(warnings)) + probe
-            if not counts.balances:
-                raise JobError(
-                    f"window {window.index} does not balance: {counts.to_dict()}; please report this"
-                )
-            await whole(plan.state.commit, window.index, batch, counts + seen)
+            self.committing, committing = self.committing + 1, True
+            counts = await self._commit(window, started.prepared, result, seen)
         except BaseException:
             if window.index not in plan.state.windows():
-                self._note_spent(started.order, probe)
+                self._note_spent(started.order)
             raise
         finally:
             share.close()
-            await plan.channel.keep(started.order)
+            try:
+                await plan.channel.keep(started.order)
+            finally:
+                self.committing -= committing
         self.total += counts
         note_job(plan, state="running", done=self.total.input_rows)
         self.report()
 
-    def _note_spent(self, order: Order, probe: Counts) -> None:
+    async def _commit(self, window: Window, ready: Prepared, result: RowVectors, seen: Counts) -> Counts:
+        """Write a window's file; return what it adds to the receipt, without what the guard saw."""
+        plan, info = self.plan, self.plan.provider.info
+        warnings = {} if info.hosted else warned_rows(ready)
+        batch = await asyncio.to_thread(
+            output_batch, window, result, warnings, plan.layout, dimensions=info.dimensions
+        )
+        counts = _counted(plan, ready, result, batch, warned=len(warnings))
+        probe = probe_counts(plan.channel.take_probe_usage())
+        try:
+            if not counts.balances:
+                what = counts.to_dict()
+                raise JobError(f"window {window.index} does not balance: {what}; please report this")
+            await whole(plan.state.commit, window.index, batch, counts + probe + seen)
+        except BaseException:
+            if window.index not in plan.state.windows():
+                plan.state.note_spent(probe)
+            raise
+        return counts + probe
+
+    def _note_spent(self, order: Order) -> None:
         """Keep what a window that ends unfinished was billed, for the receipt and the cap of the next run."""
         if self.plan.channel.engine is None:
             return
-        probe += probe_counts(self.plan.channel.take_probe_usage())
-        usage = order.spent()
+        usage, probe = order.spent(), probe_counts(self.plan.channel.take_probe_usage())
         spent = Counts(
             tokens=usage.tokens, requests=usage.requests, usd=usage.usd, unsure_tokens=usage.unsure_tokens
         )

@@ -72,9 +72,13 @@ def _output(which: str | None, settings: Settings) -> str:
         names = ", ".join(f"{row.id} ({row.output})" for row in jobs[:10])
         raise InputError(f"{len(jobs)} jobs are unfinished, say which: {names}")
     path = str(Path(which).absolute())
-    for row in jobs:
-        if which in (row.id, row.output) or path == row.output:
-            return row.output
+    same = [row.output for row in jobs if which in (row.id, row.output) or path == row.output]
+    if len(same) > 1:
+        raise InputError(
+            f"{len(same)} unfinished jobs have the id {which}; name the output: {', '.join(same)}"
+        )
+    if same:
+        return same[0]
     if any(path == row.output for row in list_jobs(settings)):
         return path
     if _state(path, settings).plan_path.is_file():

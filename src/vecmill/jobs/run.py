@@ -33,7 +33,7 @@ from vecmill.core.space import short
 from vecmill.data.writers import finish_set, write_set
 from vecmill.embedder.background import run_sync
 from vecmill.embedder.budget import Budget
-from vecmill.jobs.pipeline import embed_windows, probe_counts, texts_of, whole
+from vecmill.jobs.pipeline import embed_windows, probe_counts, spent_before, texts_of, whole
 from vecmill.jobs.plan import JobOptions, Plan, make_plan
 from vecmill.jobs.state import Counts
 from vecmill.jobs.store import note_job
@@ -142,7 +142,8 @@ async def _run_locked(plan: Plan, listen: Listener) -> Outcome:
         if _rows_finished(plan) != plan.rows:
             plan.state.remove()
             return _already_complete(plan)
-        receipt = await whole(_finish, plan)
+        batched = await _through_batches(plan, listen) if plan.options.via == "batch" else {}
+        receipt = await whole(_finish, plan, batched)
     else:
         receipt = await _make(plan, listen)
     plan.state.remove()
@@ -223,7 +224,8 @@ async def _through_batches(plan: Plan, listen: Listener) -> dict[str, Any]:
     channel, engine = plan.channel, plan.channel.engine
     if engine is None:
         return {}
-    budget = Budget(plan.options.max_usd, plan.provider.info.batch_usd_per_million_tokens)
+    price = plan.provider.info.batch_usd_per_million_tokens
+    budget = Budget(plan.options.max_usd, price, spent_before(plan))
     receipt = await prefetch(
         texts_of(plan),
         engine.provider,
@@ -256,10 +258,10 @@ def _publish(plan: Plan, probe: str, batched: dict[str, Any]) -> dict[str, Any]:
     return _account(plan, total, batched)
 
 
-def _finish(plan: Plan) -> dict[str, Any]:
+def _finish(plan: Plan, batched: dict[str, Any]) -> dict[str, Any]:
     """Do what an earlier run left to do when it had written its output."""
     finish_set(plan.output, plan.target.format)
-    return _account(plan, _totals(plan), {})
+    return _account(plan, _totals(plan), batched)
 
 
 def _totals(plan: Plan) -> Counts:
