@@ -43,6 +43,9 @@ _PROBE_TOKENS = 64
 _ALONE = RetryPolicy(attempts=3)
 """For the halves of a batch that failed whole: others get through, so the texts are to blame more likely."""
 
+_UNREACHED = 3
+"""Tries of an address that was never reached: about a second."""
+
 _HOPELESS = 3
 """So many single texts refused, none ever taken: perhaps it is not the texts."""
 
@@ -93,6 +96,8 @@ class Engine:
     trial_usage: Usage = field(default_factory=Usage)
     _answered: int = 0
     _refused_alone: int = 0
+    _wrong: BadReplyError | None = None
+    _trial: asyncio.Lock = field(default_factory=asyncio.Lock)
     _waiting: int = 0
     _active: int = 0
     _drained: asyncio.Event = field(default_factory=asyncio.Event)
@@ -104,6 +109,11 @@ class Engine:
         self._halted = self._halted or error
         for waiting in self._interruptible:
             waiting.cancel()
+
+    @property
+    def patience(self) -> int:
+        """Tries of an address that cannot be reached: few before it ever was, as it may well be wrong."""
+        return 1_000 if self._answered else _UNREACHED
 
     def revive(self) -> None:
         """Forget why it was halted: a new call may find the provider well."""
@@ -137,7 +147,7 @@ class Engine:
         """
         # three short texts: asking often costs nothing, and without the answer nothing can begin
         patient = replace(self.retry, reply_attempts=self.retry.attempts)
-        tries, usage = _Tries(patient, self.random), Usage()
+        tries, usage = _Tries(patient, self.random, self.patience), Usage()
         while True:
             ticket = await self.limiter.acquire(_PROBE_TOKENS)
             try:
@@ -293,7 +303,7 @@ class _Run:
             waited: Whether the request counts among those that wait to be sent.
         """
         part = self.work.take(rows)
-        tries, answered = _Tries(retry, self.engine.random), self.answered
+        tries, answered = _Tries(retry, self.engine.random, self.engine.patience), self.answered
         while self.into.stopped is None:
             try:
                 reply = await self._ask(part, waited=waited)
@@ -348,6 +358,8 @@ class _Run:
             return reply
         except ProviderError as error:
             billed = held if _may_be_billed(error) else 0.0
+            if isinstance(error, BadReplyError):
+                engine._wrong = error
             raise
         finally:
             engine.budget.settle(held, billed)
@@ -449,14 +461,24 @@ class _Run:
     async def _takes_anything(self) -> bool:
         """Ask for the probe's sentences, which hurt nobody: are the texts to blame, or the model?"""
         engine = self.engine
-        try:
+        async with engine._trial:
+            if engine._answered:
+                return True
             probe = engine.provider.encode(PROBE_TEXTS, input_type=InputType.DOCUMENT)
-            reply = await self._ask(probe, waited=False)
-        except (ProviderError, BudgetReachedError):
-            return False
-        engine.trial_usage += reply.usage
-        engine._answered += 1
-        return True
+            tries = _Tries(_ALONE, engine.random)
+            while True:
+                try:
+                    reply = await self._ask(probe, waited=False)
+                except (RateLimitError, UnavailableError, BadReplyError) as error:
+                    wait = tries.wait(error)
+                    if wait is None or not await self._sleep(wait):
+                        return False
+                except (ProviderError, BudgetReachedError):
+                    return False
+                else:
+                    engine.trial_usage += reply.usage
+                    engine._answered += 1
+                    return True
 
     async def _gave_up(self, rows: IntArray, error: ProviderError, *, healthy: bool) -> None:
         """Decide what exhausted attempts mean: the texts are to blame, or the provider is away."""
@@ -466,7 +488,10 @@ class _Run:
                 self._stop(quota or error)
                 return
         elif not healthy and not isinstance(error, BadReplyError) and error.status != _SERVER_ERROR:
-            self._stop(error)
+            self._stop(error if self.engine._answered else self.engine._wrong or error)
+            return
+        elif not self.engine._answered and not await self._takes_anything():
+            self._stop(self.engine._wrong or error)  # no answer was ever right: halving would only cost
             return
         elif len(rows) > 1:
             await self._halve(rows, error, _ALONE)
@@ -511,10 +536,14 @@ class _Tries:
     """How often one request was tried, and how that ended.
 
     Wrong replies are counted apart from failures: each may have been billed, so fewer are allowed.
+
+    Attributes:
+        unreached: Tries after which an address that was never reached is given up.
     """
 
     retry: RetryPolicy
     random: random.Random
+    unreached: int = 1_000
     made: int = 0
     failed: int = 0
     wrong: int = 0
@@ -534,6 +563,8 @@ class _Tries:
             self.failed += not isinstance(error, RateLimitError)
             attempt = max(self.failed, 1)
         if self.failed + self.wrong >= self.retry.attempts:
+            return None
+        if error.code in NOTHING_SENT and self.made >= self.unreached:
             return None
         elapsed = moment - self.failed_at
         return self.retry.wait(error, attempt=attempt, elapsed=elapsed, random=self.random)

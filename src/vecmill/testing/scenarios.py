@@ -53,7 +53,7 @@ TINY_MODELS: Mapping[str, Model] = {
     "text-embedding-3-small": Model(8),
     "text-embedding-ada-002": Model(8, False, 8192, 0.10, 0.05),
 }
-"""The same names with 8 components: for tests of a hundred thousand rows."""
+"""The same names with 8 components: for tests that look at nothing but the simulator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,22 +226,18 @@ def _fits(value: object, kind: str) -> bool:
 
 PLAIN = Scenario(latency=Latency(seconds=0.05))
 RPM_BOUND = Scenario(
-    models=TINY_MODELS,
     requests_per_minute=3_000,
     tokens_per_minute=10_000_000,
     max_inputs=16,
     latency=Latency("lognormal", 0.2, sigma=0.3),
 )
 TPM_BOUND = Scenario(
-    models=TINY_MODELS,
     requests_per_minute=10_000,
     tokens_per_minute=1_000_000,
     latency=Latency("lognormal", 0.2, sigma=0.3, per_token=1e-5),
 )
-FAULTY = Scenario(
-    models=TINY_MODELS, latency=Latency("uniform", 0.02, 0.2), faults=(Fault("mix", share=0.3),)
-)
-POISONED = Scenario(models=TINY_MODELS, latency=Latency(seconds=0.05), poison="POISON")
+FAULTY = Scenario(latency=Latency("uniform", 0.02, 0.2), faults=(Fault("mix", share=0.3),))
+POISONED = Scenario(latency=Latency(seconds=0.05), poison="POISON")
 MODEST = Scenario(
     models={"bge-small": Model(384, False, 512, 0.0, 0.0)}, max_inputs=16, wording="plain", base64="refused"
 )

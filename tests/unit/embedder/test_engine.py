@@ -23,6 +23,7 @@ from vecmill.core.errors import (
     RefusedError,
     UnavailableError,
 )
+from vecmill.core.space import PROBE_TEXTS
 from vecmill.core.types import InputType, Usage
 from vecmill.embedder.budget import Budget
 from vecmill.embedder.engine import Bought, Engine, apportion
@@ -210,7 +211,26 @@ def test_a_text_that_breaks_the_server_fails_alone() -> None:
 
     bought, model = embed(texts, crash, max_inputs=16)
     assert set(bought.errors) == {5}
+    model.billed -= sum(len(text.split()) for text in PROBE_TEXTS)  # asked whether it takes anything
     assert_right(bought, model, texts)
+
+
+def test_a_model_whose_replies_are_always_wrong_is_not_asked_again_and_again() -> None:
+    def wrong(number: int, asked: tuple[str, ...]) -> ProviderError | None:
+        if number % 2:
+            return UnavailableError("503", status=503)
+        return BadReplyError("8 dimensions instead of 1536", retryable=True)
+
+    bought, model = embed(words(512), wrong, max_inputs=512)
+    assert isinstance(bought.stopped, BadReplyError)  # and not the 503, which hides the cause
+    assert len(model.calls) <= 10
+
+
+def test_an_address_never_reached_is_given_up_soon() -> None:
+    bought, model = embed(words(4), lambda n, t: UnavailableError("refused", code="refused"))
+    assert isinstance(bought.stopped, UnavailableError)
+    assert len(model.calls) == 3
+    assert bought.usage.unsure_tokens == 0
 
 
 def test_an_endless_rate_limit_ends() -> None:
