@@ -156,7 +156,8 @@ def embed_and_tell(
 
         state = stopped_state(error)
         tell(str(error))
-        tell(f"{state}: what was finished is kept; `vecmill job resume {output}` goes on")
+        more = " --max-usd MORE" if isinstance(error, BudgetReachedError) else ""
+        tell(f"{state}: what was finished or paid is kept; `vecmill job resume {output}{more}` goes on")
         if as_json:
             emit({"state": state, "output": output, "reason": str(error)})
         return exit_code(error)
@@ -204,7 +205,9 @@ def summary(outcome: Outcome, seconds: float) -> str:
     receipt = outcome.receipt
     if outcome.state == "already complete":
         rows = f" ({count(receipt['rows'], 'row')})" if receipt else ""
-        return f"already complete: {outcome.output}{rows}; nothing was done"
+        failed = receipt.get("errors", 0)
+        again = f"; {count(failed, 'row')} failed, --overwrite tries again" if failed else ""
+        return f"already complete: {outcome.output}{rows}; nothing was done{again}"
     parts = [count(receipt["rows"], "row"), count(receipt["vectors"], "vector")]
     if receipt.get("long"):
         parts.append(f"{count(receipt['long'], 'long text')} ({receipt.get('long_text', 'over the limit')})")
@@ -212,7 +215,7 @@ def summary(outcome: Outcome, seconds: float) -> str:
         parts.append(f"{receipt['deduped']:,} repeated")
     if receipt.get("cached"):
         parts.append(f"{receipt['cached']:,} from the cache")
-    if receipt.get("requests"):
+    if receipt.get("requests") or receipt.get("batch"):
         parts.append(_spent(receipt))
     if receipt.get("skipped"):
         parts.append(f"{receipt['skipped']:,} without text skipped")
@@ -225,10 +228,16 @@ def summary(outcome: Outcome, seconds: float) -> str:
 
 
 def _spent(receipt: dict[str, Any]) -> str:
-    tokens = receipt["tokens"] + receipt.get("probe_tokens", 0)
-    usd, probe_usd = receipt.get("usd"), receipt.get("probe_usd") or 0.0
-    price = "price unknown" if usd is None else dollars(usd + probe_usd)
-    return f"{count(receipt['requests'], 'request')}, {count(tokens, 'token')}, {price}"
+    """Say what a job has cost: its requests, the probe and its batches together."""
+    batch = receipt.get("batch") or {}
+    costs = [receipt.get("usd"), receipt.get("probe_usd"), batch.get("usd", 0.0)]
+    tokens = receipt["tokens"] + receipt.get("probe_tokens", 0) + batch.get("tokens", 0)
+    known = [cost for cost in costs if cost is not None]
+    price = dollars(sum(known)) if len(known) == len(costs) else "price unknown"
+    asked = [count(receipt["requests"], "request")] if receipt["requests"] else []
+    if batch:
+        asked.insert(0, count(batch["batches"], "batch", "batches"))
+    return f"{', '.join(asked)}, {count(tokens, 'token')}, {price}"
 
 
 def dollars(usd: float) -> str:
@@ -274,7 +283,7 @@ def _ask_before_spending(plan: Plan) -> None:
     )
     if usd is not None and usd > plan.settings.confirm_above_usd and not click.confirm("Go on?", err=True):
         plan.discard()
-        raise click.Abort
+        raise KeyboardInterrupt("nothing was sent")
 
 
 def _with_policy(receipt: dict[str, Any], plan: Plan) -> dict[str, Any]:

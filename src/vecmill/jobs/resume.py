@@ -79,6 +79,8 @@ def _output(which: str | None, settings: Settings) -> str:
         )
     if same:
         return same[0]
+    if any(row.state == "complete" and path == row.output for row in list_jobs(settings)):
+        raise InputError(f"{which} is complete: there is nothing to resume")
     if any(path == row.output for row in list_jobs(settings)):
         return path
     if _state(path, settings).plan_path.is_file():

@@ -36,7 +36,7 @@ from vecmill.embedder.budget import Budget
 from vecmill.jobs.pipeline import embed_windows, probe_counts, spent_before, texts_of, whole
 from vecmill.jobs.plan import JobOptions, Plan, make_plan
 from vecmill.jobs.state import Counts
-from vecmill.jobs.store import note_job
+from vecmill.jobs.store import forget_job, note_job
 
 BATCH_FOLDER = "batch"
 """In the state folder: what was handed to the provider's Batch API."""
@@ -185,10 +185,12 @@ async def _make(plan: Plan, listen: Listener) -> dict[str, Any]:
     except BaseException as error:
         done = _rows_finished(plan)
         state = stopped_state(error)
-        kept = (plan.state.path / BATCH_FOLDER).exists() or plan.state.spent() != Counts()
+        kept = any((plan.state.path / BATCH_FOLDER).glob("part-*")) or plan.state.spent() != Counts()
         if not done and state == "stopped" and not kept:
             plan.state.remove()  # nothing to resume, so nothing stays
-        note_job(plan, state=state, done=done)
+            forget_job(plan)
+        else:
+            note_job(plan, state=state, done=done)
         raise
 
 

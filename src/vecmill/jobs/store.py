@@ -65,6 +65,18 @@ def note_job(plan: Plan, *, state: str, done: int) -> None:
         _log.warning("the list of jobs in %s cannot be written: %s", plan.settings.home, error)
 
 
+def forget_job(plan: Plan) -> None:
+    """Take a job off the list: it ended before there was anything to resume."""
+    path = plan.settings.home / "jobs.sqlite"
+    if not path.is_file():
+        return
+    try:
+        with _open(path) as db:
+            db.execute("DELETE FROM job WHERE output = ?", (plan.target.name,))
+    except (sqlite3.Error, OSError) as error:
+        _log.warning("the list of jobs in %s cannot be written: %s", plan.settings.home, error)
+
+
 def list_jobs(settings: Settings | None = None) -> list[JobRow]:
     """Return the jobs of this home, newest first.
 
