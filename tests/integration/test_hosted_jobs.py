@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vecmill.collection.search import search
 from vecmill.core.errors import (
     AuthenticationError,
     BudgetReachedError,
     InputError,
     QuotaExhaustedError,
+    SpaceMismatchError,
     UnavailableError,
 )
 from vecmill.core.space import PROBE_TEXTS
@@ -25,6 +27,7 @@ from vecmill.jobs.resume import read_command
 from vecmill.jobs.run import embed_files
 from vecmill.jobs.store import list_jobs
 from vecmill.testing.scenarios import Latency, Model, Scenario
+from vecmill.testing.simulator import simulator_thread
 from vecmill.testing.simulator_faults import Fault
 
 TINY = Scenario(models={"tiny": Model(8)}, latency=Latency("uniform", 0.02, 0.2))
@@ -292,3 +295,15 @@ def test_verify_says_when_the_vendor_changed_the_model_under_its_name(hosted: An
     changed = {check.name: check for check in hosted.verify(Scenario(models=models), ran.output).checks}
     assert changed["vendor"].ok is False
     assert "changed by its vendor" in changed["vendor"].detail
+
+
+def test_a_set_made_elsewhere_is_not_asked_for_at_the_vendors_address(
+    hosted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = hosted.job(Scenario(), hosted.texts(texts(20)))
+    monkeypatch.delenv("OPENAI_BASE_URL")  # the name alone means api.openai.com
+    with pytest.raises(SpaceMismatchError, match=r"another address.*--base-url"):
+        search(ran.output, "row number 3 of the table", settings=hosted.settings)
+    with simulator_thread(Scenario(), port=hosted.port) as simulator:
+        found = search(ran.output, asked := texts(20)[3], base_url=simulator.url, settings=hosted.settings)
+    assert found.hits[0].text == asked

@@ -57,6 +57,7 @@ def _shared(command: Command) -> Command:
 @click.argument("vector_set", metavar="SET")
 @click.argument("query", required=False)
 @click.option("-m", "--model", metavar="MODEL", help="Embeds the query.  [default: the model that made SET]")
+@click.option("--base-url", metavar="URL", help="Where the hosted model is that made SET.")
 @click.option(
     "--vector", type=click.Path(dir_okay=False), metavar="FILE.npy", help="Search by the vectors in a file."
 )

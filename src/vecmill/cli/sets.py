@@ -60,16 +60,18 @@ def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
 @click.option(
     "-m", "--model", metavar="MODEL", help="Compute with this model.  [default: the one that made SET]"
 )
+@click.option("--base-url", metavar="URL", help="Where the hosted model is that made SET.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(vector_set: str, sample: int, model: str | None, as_json: bool) -> int:
+def verify(vector_set: str, sample: int, model: str | None, base_url: str | None, as_json: bool) -> int:
     """Check a vector set against itself and its model.
 
     Rows, lengths, nulls, ids, order and doubles are looked at in every row; a sample is computed again. Exit
-    code 1 when a check fails.
+    code 1 when a check fails. A hosted model is also asked whether it is still the one that made the set; the
+    sample costs what embedding it did.
     """
     from vecmill.jobs.verify import verify as check_set
 
-    report = check_set(vector_set, sample=sample, model=model, settings=load_settings())
+    report = check_set(vector_set, sample=sample, model=model, base_url=base_url, settings=load_settings())
     if as_json:
         emit(report.describe())
     else:

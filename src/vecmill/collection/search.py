@@ -19,13 +19,14 @@ from vecmill.core.errors import (
     UnknownNameError,
     unknown_name,
 )
-from vecmill.core.space import ensure_comparable
-from vecmill.core.types import Hit, IntArray, Metric, Vectors, choice
+from vecmill.core.space import Manifest, ensure_comparable
+from vecmill.core.types import Hit, InputType, IntArray, Metric, Vectors, choice
 from vecmill.core.vectors import check
 from vecmill.data.vector_set import VectorSet, read_vectors
 from vecmill.embedder.background import run_sync
-from vecmill.embedder.embedder import AsyncEmbedder
+from vecmill.embedder.embedder import AsyncEmbedder, manifest_of
 from vecmill.index.exact import ExactIndex
+from vecmill.models.base import ModelInfo
 from vecmill.models.resolve import canonical, known_models
 
 Searchable: TypeAlias = str | Path | VectorSet
@@ -66,6 +67,7 @@ class SearchOptions:
     Attributes:
         k: Hits per query, at least 1.
         model: Embeds text queries; None takes the model of the set's manifest.
+        base_url: Where a hosted model is, instead of its provider's own address.
         metric: "cosine", "dot" or "euclidean".
         columns: Columns a hit carries; None for all but the vectors.
         vector_column, id_column: As `read_vectors` takes them; only for a set given by its path.
@@ -76,6 +78,7 @@ class SearchOptions:
 
     k: int = 10
     model: str | None = None
+    base_url: str | None = None
     metric: Metric | str = Metric.COSINE
     columns: Sequence[str] | None = None
     vector_column: str | None = None
@@ -90,6 +93,7 @@ class SearchKeywords(TypedDict, total=False):
 
     k: int
     model: str | None
+    base_url: str | None
     metric: Metric | str
     columns: Sequence[str] | None
     vector_column: str | None
@@ -250,6 +254,8 @@ async def _embedded(
 ) -> tuple[Vectors, str | None, str | None]:
     """Embed the queries with the model that made the set; return vectors (q, d), model, space id."""
     async with await asyncio.to_thread(_embedder, found, asked) as embedder:
+        if found.manifest is not None and asked.model is None:
+            _ensure_same_address(found.manifest, embedder.info, found.path)
         info = await embedder.learn()
         if found.manifest is None:
             _ensure_width(found, info.dimensions, f"{info.name} makes vectors of")
@@ -260,6 +266,13 @@ async def _embedded(
         except TextTooLongError as error:
             raise TextTooLongError(f"a query is too long for {info.name}: {error}; shorten it") from error
         return made.vectors, info.name, info.space
+
+
+def _ensure_same_address(manifest: Manifest, info: ModelInfo, what: str | Path) -> None:
+    """Refuse, before anything is sent, a model of this name at another address than made the set."""
+    unknown_yet = info.provider == "azure" and not info.dimensions  # its reply will say which model it is
+    if info.hosted and info.space != manifest.space and not unknown_yet:
+        ensure_comparable(manifest, manifest_of(info, InputType.QUERY), what=str(what))
 
 
 def _embedder(found: VectorSet, asked: SearchOptions) -> AsyncEmbedder:
@@ -273,14 +286,16 @@ def _embedder(found: VectorSet, asked: SearchOptions) -> AsyncEmbedder:
                 f"model with -m (model= in Python) to search it by text, or search it by a vector; "
                 f"known here: {names}"
             )
-        return AsyncEmbedder(asked.model, settings=settings)
+        return AsyncEmbedder(asked.model, base_url=asked.base_url, settings=settings)
     hosted = manifest.provider != "local"
     size = manifest.dimensions if hosted else None
     if asked.model is not None and canonical(asked.model, settings) != manifest.model:
-        return AsyncEmbedder(asked.model, dimensions=size, settings=settings)
+        return AsyncEmbedder(asked.model, dimensions=size, base_url=asked.base_url, settings=settings)
     precision = None if hosted else manifest.precision
     try:
-        return AsyncEmbedder(manifest.model, dimensions=size, precision=precision, settings=settings)
+        return AsyncEmbedder(
+            manifest.model, dimensions=size, base_url=asked.base_url, precision=precision, settings=settings
+        )
     except UnknownNameError as error:
         raise InputError(
             f"{found.path} was made with {manifest.model}, which is not here: say where it is with -m "

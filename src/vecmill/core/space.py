@@ -167,10 +167,10 @@ def ensure_comparable(stored: Manifest, asked: Manifest, *, what: str) -> None:
     distance = probe_distance(stored, asked)
     if stored.dimensions == asked.dimensions and distance is not None and distance <= PROBE_TOLERANCE:
         return
-    if stored.model == asked.model and stored.dimensions == asked.dimensions and stored.provider != "local":
+    if stored.model == asked.model and stored.space != asked.space and stored.provider != "local":
         raise SpaceMismatchError(
             f"{what} holds vectors of {stored.model} from another address (space {short(stored.space)}, here "
-            f"{short(asked.space)}): name the base URL it was made with (OPENAI_BASE_URL, or a profile)"
+            f"{short(asked.space)}): name the one it was made at (--base-url, OPENAI_BASE_URL or a profile)"
         )
     raise SpaceMismatchError(
         f"{what} holds vectors of {stored.model} (space {short(stored.space)}, {stored.dimensions} "

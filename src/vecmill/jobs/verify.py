@@ -65,6 +65,7 @@ def verify(
     *,
     sample: int = 100,
     model: str | None = None,
+    base_url: str | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Check a vector set against what it says about itself and compute a sample of it again.
@@ -73,12 +74,13 @@ def verify(
         path: The set.
         sample: Rows to compute again, drawn by a fixed seed; 0 computes none.
         model: The model to compute with; None takes the manifest's.
+        base_url: Where a hosted model is, instead of its provider's own address.
         settings: None reads environment and `vecmill.toml`.
 
     Raises:
         StorageError: The set cannot be read at all.
     """
-    return run_sync(verify_async(path, sample=sample, model=model, settings=settings))
+    return run_sync(verify_async(path, sample=sample, model=model, base_url=base_url, settings=settings))
 
 
 async def verify_async(
@@ -86,13 +88,14 @@ async def verify_async(
     *,
     sample: int = 100,
     model: str | None = None,
+    base_url: str | None = None,
     settings: Settings | None = None,
 ) -> Report:
     """Check a vector set; see `verify`."""
     found = await asyncio.to_thread(read_vectors, path)
     checks = [await asyncio.to_thread(check, found) for check in _CHECKS]
     doubles, sharers = await asyncio.to_thread(_doubles, found)
-    by_model = await _with_model(found, sharers, sample, model, settings or load_settings())
+    by_model = await _with_model(found, sharers, sample, model, base_url, settings or load_settings())
     return Report(str(path), (*checks, doubles, *by_model))
 
 
@@ -228,7 +231,12 @@ _CHECKS: tuple[Callable[[VectorSet], Check], ...] = (_manifest, _rows, _norms, _
 
 
 async def _with_model(
-    found: VectorSet, sharers: list[tuple[int, int]], sample: int, model: str | None, settings: Settings
+    found: VectorSet,
+    sharers: list[tuple[int, int]],
+    sample: int,
+    model: str | None,
+    base_url: str | None,
+    settings: Settings,
 ) -> list[Check]:
     """Ask what only the model can answer: are equal vectors right, and does a sample come out again?"""
     manifest = found.manifest
@@ -240,7 +248,7 @@ async def _with_model(
     if sample < 1 and not sharers:
         return [*shared, Check("recomputed", None, "no sample: none asked for")]
     try:
-        provider = await asyncio.to_thread(_open, model or manifest.model, manifest, settings)
+        provider = await asyncio.to_thread(_open, model or manifest.model, manifest, base_url, settings)
     except InputError as error:
         return [*shared, Check("recomputed", False if sample else None, str(error))]
     try:
@@ -317,10 +325,14 @@ def _one_to_model(encoded: Encoded, at: int) -> bool:
     return np.array_equal(encoded.ids[at], encoded.ids[at + 1])
 
 
-def _open(name: str, manifest: Manifest, settings: Settings) -> Provider:
+def _open(name: str, manifest: Manifest, base_url: str | None, settings: Settings) -> Provider:
     if manifest.provider != "local":
         return open_model(
-            name, settings=settings, dimensions=manifest.dimensions, max_tokens=manifest.max_tokens
+            name,
+            settings=settings,
+            dimensions=manifest.dimensions,
+            max_tokens=manifest.max_tokens,
+            base_url=base_url,
         )
     return open_model(name, settings=settings, precision=manifest.precision, max_tokens=manifest.max_tokens)
 
