@@ -41,6 +41,33 @@ class Base:
         return f"{self.url}/{path}?{pairs}" if pairs else f"{self.url}/{path}"
 
 
+_OWN_HOSTS = {"openai": ("api.openai.com",), "github": ("models.github.ai",)}
+_OWN_ENDINGS = {
+    "openai": (".api.openai.com",),
+    "azure": tuple(
+        f".{service}.azure.{cloud}"
+        for service in ("openai", "cognitiveservices", "services.ai")
+        for cloud in ("com", "us", "cn")
+    ),
+}
+
+
+def is_vendors(provider: str, url: str) -> bool:
+    """Say whether an address is the vendor's own, so that what it says of its models is believed.
+
+    It is asked over https at a host of the vendor's. A gateway may call any model by any name, and so may one
+    that is rented from the vendor (azure-api.net).
+
+    Args:
+        provider: "openai", "azure" or "github".
+        url: Any URL there.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    ours = host in _OWN_HOSTS.get(provider, ()) or host.endswith(_OWN_ENDINGS.get(provider, ()))
+    return parts.scheme == "https" and ours
+
+
 def base_url(given: Given, *, allow_http: bool = False, keep_query: bool = False) -> Base:
     """Check and tidy a base URL.
 

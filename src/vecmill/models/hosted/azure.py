@@ -105,7 +105,7 @@ def connect(
         account=endpoints.account_of(key) if key is not None else "entra",
         headers=plain,
         sends_model=place.version is None,
-        vouched=True,
+        vouched=addresses.is_vendors("azure", place.base.url),
         learned_path=endpoints.learned_path(settings, place.base.url, deployment),
         **endpoints.limits_of(sources, None),
     )

@@ -63,7 +63,7 @@ class Connection:
         headers: Sent with each request; no secrets.
         login: Gives the secret headers.
         sends_model: Whether the body names the model (classic Azure URLs name it in the path).
-        vouched: Whether the provider vouches that a catalogue name is what it says (openai, github).
+        vouched: Whether the vendor itself is asked, so that a catalogue name is believed to be that model.
         learned_path: Where learned facts are kept, or None.
         requests_per_minute, tokens_per_minute, max_concurrency, timeout: As `Endpoint`.
     """

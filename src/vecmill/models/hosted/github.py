@@ -79,7 +79,7 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
         facts=endpoints.facts_of(sources, known),
         account=endpoints.account_of(key, base.url),
         headers=plain,
-        vouched=base.host == HOST and known is not None,
+        vouched=known is not None and addresses.is_vendors("github", base.url),
         learned_path=endpoints.learned_path(settings, base.url, model),
         **endpoints.limits_of(sources, known),
     )

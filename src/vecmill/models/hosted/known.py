@@ -149,14 +149,19 @@ def _max_tokens(name: str, facts: Facts, asked: int | None) -> int:
 
 
 def _space(connection: Connection, facts: Facts, sent: int | None) -> str:
-    """Return the space id: the model's own where the provider vouches for it, else that of the address."""
+    """Return the space id: the model's own where the vendor vouches for it, else that of the address.
+
+    Behind an Azure address that is not Azure's, what a deployment is said to serve is part of it.
+    """
     if connection.vouched and facts.catalogue_name is not None:
         return space_id("hosted", facts.catalogue_name)
     parts = urlsplit(connection.embeddings_url)
     where = f"{parts.scheme}://{parts.netloc}{parts.path}"
-    if sent is None or facts.mrl:
-        return space_id("hosted", where, connection.model)
-    return space_id("hosted", where, connection.model, f"dimensions={sent}")
+    served = facts.catalogue_name if connection.provider == "azure" else None
+    own = [connection.model] if served is None else [connection.model, served]
+    if sent is not None and not facts.mrl:
+        own.append(f"dimensions={sent}")
+    return space_id("hosted", where, *own)
 
 
 def _least(known: int | None, learned: int | None) -> int | None:

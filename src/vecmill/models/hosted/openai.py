@@ -96,7 +96,7 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
         batches_url=base.at("batches"),
         account=account,
         headers=headers,
-        vouched=own and known is not None,
+        vouched=known is not None and addresses.is_vendors("openai", base.url),
         learned_path=endpoints.learned_path(settings, base.url, model),
         **endpoints.limits_of(sources, known),
     )

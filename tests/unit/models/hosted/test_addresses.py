@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from vecmill.core.errors import ConfigError
-from vecmill.models.hosted.addresses import Given, base_url
+from vecmill.models.hosted.addresses import Given, base_url, is_vendors
 
 PIECES = st.sampled_from(
     [
@@ -46,6 +46,37 @@ PIECES = st.sampled_from(
         *("\t", "\n", " ", "[", "]", ";", "a", "\u2100"),
     ]
 )
+
+
+@pytest.mark.parametrize(
+    ("provider", "url", "own"),
+    [
+        ("openai", "https://api.openai.com/v1", True),
+        ("openai", "https://eu.api.openai.com/v1", True),
+        ("openai", "http://api.openai.com/v1", False),
+        ("openai", "https://evilapi.openai.com/v1", False),
+        ("openai", "https://api.openai.com.evil.example/v1", False),
+        ("openai", "https://mill.openai.azure.com/openai/v1", False),
+        ("github", "https://models.github.ai/inference", True),
+        ("github", "https://evil.models.github.ai/inference", False),
+        ("github", "http://models.github.ai/inference", False),
+        ("azure", "https://mill.openai.azure.com/openai", True),
+        ("azure", "https://MILL.OpenAI.azure.us/openai", True),
+        ("azure", "https://mill.openai.azure.cn:8443/openai", True),
+        ("azure", "https://mill.cognitiveservices.azure.com/openai/v1", True),
+        ("azure", "https://mill.services.ai.azure.com/openai/v1", True),
+        ("azure", "http://mill.openai.azure.com/openai", False),
+        ("azure", "https://openai.azure.com/openai", False),
+        ("azure", "https://evilopenai.azure.com/openai", False),
+        ("azure", "https://mill.azure-api.net/openai", False),
+        ("azure", "https://mill.openai.azure.com.evil.example/openai", False),
+        ("azure", "https://evil.example/mill.openai.azure.com", False),
+        ("azure", "http://127.0.0.1:8099", False),
+        ("local", "https://api.openai.com/v1", False),
+    ],
+)
+def test_only_the_vendors_own_addresses_over_https_are_believed(provider: str, url: str, own: bool) -> None:
+    assert is_vendors(provider, url) is own
 
 
 @given(st.lists(PIECES, max_size=9).map("".join) | st.text(max_size=30))

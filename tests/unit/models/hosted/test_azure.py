@@ -10,7 +10,9 @@ import pytest
 
 from vecmill.core.config import load_settings
 from vecmill.core.errors import ConfigError, MissingExtraError, MissingKeyError
+from vecmill.core.space import space_id
 from vecmill.models import resolve
+from vecmill.models.base import ModelInfo
 from vecmill.models.hosted import azure, entra
 from vecmill.models.hosted.azure import connect
 from vecmill.models.hosted.connection import Connection
@@ -222,6 +224,37 @@ def test_a_profile_names_deployment_endpoint_version_and_model(own_file: Path, k
     assert (made.facts.catalogue_name, made.facts.dimensions) == ("text-embedding-3-small", 1536)
     assert made.facts.usd_per_million_tokens == 0.02
     assert made.vouched
+
+
+SERVES_SMALL = (
+    '[profiles.reviews]\nprovider = "azure"\nbase_url = "{}"\ndeployment = "rev"\n'
+    'model = "text-embedding-3-small"\n'
+)
+
+
+def known_at(url: str, own_file: Path) -> ModelInfo:
+    own_file.write_text(SERVES_SMALL.format(url))
+    model = azure.load("reviews", settings=load_settings())
+    asyncio.run(model.close())
+    return model.info
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8099", "https://gateway.example", "https://mill.azure-api.net/team"]
+)
+def test_a_profile_s_model_at_a_host_that_is_not_azure_s_gives_facts_but_no_shared_space(
+    url: str, own_file: Path, key: str
+) -> None:
+    info = known_at(url, own_file)
+    assert (info.dimensions, info.max_tokens) == (1536, 8192)
+    shared = known_at(HOME, own_file).space
+    assert shared == space_id("hosted", "text-embedding-3-small")
+    assert info.space != shared
+    other = SERVES_SMALL.replace("3-small", "ada-002").format(url)
+    own_file.write_text(other)
+    ada = azure.load("reviews", settings=load_settings())
+    asyncio.run(ada.close())
+    assert ada.info.space not in (info.space, shared)  # what it is said to serve counts too
 
 
 def test_of_a_deployment_nothing_is_known_before_it_is_asked_and_no_price_is_guessed(endpoint: str) -> None:

@@ -673,6 +673,28 @@ AZURE = Scenario(
 )
 
 
+def test_a_reply_of_a_server_that_is_not_azure_s_gives_facts_but_no_shared_space() -> None:
+    async def use(simulator: Simulator) -> None:
+        connection = connect(simulator, "azure", "prod", facts=UNKNOWN, vouched=False)
+        async with opened(connection) as provider:
+            await provider.learn()
+            assert (provider.info.dimensions, provider._known.facts.mrl) == (1536, True)
+            assert provider.info.space != space_id("hosted", SMALL)
+            other = connect(simulator, "azure", "old", facts=UNKNOWN, vouched=False)
+            async with opened(other) as ada:
+                await ada.learn()
+                assert ada.info.space not in (
+                    provider.info.space,
+                    space_id("hosted", "text-embedding-ada-002"),
+                )
+        wrong = connect(simulator, "azure", "old", vouched=False)  # its profile says small
+        async with opened(wrong) as provider:
+            with pytest.raises(RefusedError, match="their vectors cannot be compared"):
+                await embedding(provider, "a")
+
+    with_simulator(use, AZURE)
+
+
 @pytest.mark.parametrize("door", ["azure", "azure_v1"])
 def test_azures_reply_names_the_model_and_vouches(door: str, tmp_path: Path) -> None:
     path = tmp_path / "learned" / "e.json"
