@@ -26,13 +26,17 @@ from vecmill.jobs.layout import output_batch
 from vecmill.jobs.plan import Plan
 from vecmill.jobs.state import Counts
 from vecmill.jobs.store import note_job
-from vecmill.jobs.windows import Window
+from vecmill.jobs.windows import WINDOW_ROWS, Window
 from vecmill.models.base import Encoded
 
 T = TypeVar("T")
 
 WINDOWS_IN_FLIGHT = 8
-"""Windows of a hosted job on their way at most: enough for requests in flight, few enough for the memory."""
+"""Windows of a hosted job on their way at most: enough for requests in flight."""
+
+VECTOR_BYTES_IN_FLIGHT = 64 << 20
+"""Bytes of their vectors at most, two windows at least. A window takes about six times that while its replies
+are read and its file is written."""
 
 COMMITTING = 2
 """Windows being written at most before another is begun. A killed process has paid in vain for these, and for
@@ -113,6 +117,12 @@ class _Windows:
     committing: int = 0
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
+    @property
+    def most(self) -> int:
+        """Windows on their way at most."""
+        window_bytes = WINDOW_ROWS * max(self.plan.provider.info.width, 1) * 4
+        return max(2, min(WINDOWS_IN_FLIGHT, VECTOR_BYTES_IN_FLIGHT // window_bytes))
+
     async def take(self, window: Window) -> None:
         """Start a window when there is room for it."""
         await self._room()
@@ -130,13 +140,13 @@ class _Windows:
         while self.running:
             drained = asyncio.ensure_future(engine.drained()) if engine else None
             try:
-                full = len(self.running) >= WINDOWS_IN_FLIGHT or self.committing >= COMMITTING
+                full = len(self.running) >= self.most or self.committing >= COMMITTING
                 tasks = self.running if full or drained is None else {*self.running, drained}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 self._reap()
                 if drained is None or not drained.done():
                     continue
-                if len(self.running) < WINDOWS_IN_FLIGHT and self.committing < COMMITTING:
+                if len(self.running) < self.most and self.committing < COMMITTING:
                     return
             finally:
                 if drained is not None:
