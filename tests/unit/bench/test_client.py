@@ -128,7 +128,7 @@ def test_our_gates_hold_against_the_faster_default_of_the_sdk() -> None:
         PROVIDER: 0.01,
         CALLS: 0.03,
         AT_ONCE: 0.02,
-        ONE_CALL: 0.02,
+        ONE_CALL: 0.03,
         OWN_ROWS: 1.0,
         SDK: 0.1,
         SDK_ASYNC: 0.06,
@@ -140,8 +140,9 @@ def test_our_gates_hold_against_the_faster_default_of_the_sdk() -> None:
     assert found[PROVIDER, SDK].least is None
     assert found[PROVIDER, SDK_ASYNC].ratio.median == pytest.approx(6)
     assert found[PROVIDER, SDK_ASYNC].least == 4.0
-    assert (found[CALLS, SDK_ASYNC].least, found[CALLS, SDK_ASYNC].aim) == (2.2, 4.0)
-    assert [pair for pair, one in found.items() if one.missed] == [(CALLS, SDK_ASYNC)]
+    assert (found[ONE_CALL, SDK_ASYNC].least, found[ONE_CALL, SDK_ASYNC].aim) == (2.2, 4.0)
+    assert found[CALLS, SDK_ASYNC].least is None  # shown, not judged
+    assert [pair for pair, one in found.items() if one.missed] == [(ONE_CALL, SDK_ASYNC)]
     assert found[OWN_ROWS, SDK_ROWS].ratio.median == pytest.approx(50)
 
 
