@@ -67,11 +67,11 @@ def _record(profile: Profile) -> dict[str, Any]:
     return {"origin": profile.origin, "trusted": own, **said}
 
 
-@config.command(short_help="Let a project's file say where keys are sent.")
+@config.command(short_help="Let a project's file say where texts and keys go.")
 @click.argument("path", type=click.Path(path_type=Path), default=FILE_NAME)
 @click.option("--remove", is_flag=True, help="Trust it no longer.")
 def trust(path: Path, remove: bool) -> None:
-    """Let PATH, a project's vecmill.toml, say where keys are sent: base URLs, headers, certificates.
+    """Let PATH, a project's vecmill.toml, say where texts and keys go: base URLs, headers, certificates.
 
     Read the file first. Its present content is trusted; once it changes, you are asked again.
     """

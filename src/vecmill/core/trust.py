@@ -1,9 +1,9 @@
-"""Which projects' files may say where a key is sent.
+"""Which projects' files may say where texts and keys are sent.
 
 A `vecmill.toml` comes along with a project that somebody else may have written. Where one says to which
-address, with which headers or certificates a request goes that carries a secret, what it is taken to cost, or
-that more may be spent without a question, the user must have run
-`vecmill config trust`; that records the file's path and digest, so a changed file is asked about again.
+address texts are sent, with which headers or certificates a request goes that carries a secret, what it is
+taken to cost, or that more may be spent without a question, the user must have run `vecmill config trust`;
+that records the file's path and digest, so a changed file is asked about again.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def ensure_trusted(path: Path, digest: str, *, why: str) -> None:
     known = str(path.resolve()) in _load()
     state = "the file has changed since it was trusted" if known else "the file is not trusted"
     raise ConfigError(
-        f"{path.resolve()} sets {why}, which counts for requests with your key, but {state}: read it, then "
-        f"run `vecmill config trust`"
+        f"{path.resolve()} sets {why}, which decides where your texts and keys go or what they cost, but "
+        f"{state}: read it, then run `vecmill config trust`"
     )
 
 

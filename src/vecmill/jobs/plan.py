@@ -269,7 +269,7 @@ async def _planned(
         resolve, inputs, spool_dir=spool_dir, format=options.format, exclude=target.path
     )
     seen, text = await asyncio.to_thread(_scan, sources, options)
-    opened = await asyncio.to_thread(_open, options, settings) if provider is None else provider
+    opened = await asyncio.to_thread(_open, options, settings, ask) if provider is None else provider
     try:
         channel = Channel.to(opened, settings, cache=options.cache, max_usd=options.max_usd)
         _ensure_via(options, channel)
@@ -384,7 +384,7 @@ def _template_columns(options: JobOptions) -> tuple[str, ...]:
     return () if options.template is None else template_columns(options.template)
 
 
-def _open(options: JobOptions, settings: Settings) -> Provider:
+def _open(options: JobOptions, settings: Settings, needs_key: bool) -> Provider:
     return open_model(
         options.model,
         settings=settings,
@@ -396,6 +396,7 @@ def _open(options: JobOptions, settings: Settings) -> Provider:
         base_url=options.base_url,
         user=options.user,
         cached=options.cache is not False,
+        needs_key=needs_key,
     )
 
 

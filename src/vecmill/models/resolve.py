@@ -70,6 +70,7 @@ def open_model(
     base_url: str | None = None,
     user: str | None = None,
     cached: bool = True,
+    needs_key: bool = True,
 ) -> Provider:
     """Open a model by its name. A hosted one is not asked anything yet.
 
@@ -85,6 +86,7 @@ def open_model(
         base_url: Where a hosted model is asked.
         user: Told to a hosted model's provider as the end user.
         cached: Whether vectors are kept: then full ones are asked and cut here, else the provider cuts.
+        needs_key: Whether a hosted model's key must be there now; else a request raises MissingKeyError.
 
     Raises:
         UnknownNameError: No model of that name, or several; the message lists them.
@@ -93,7 +95,7 @@ def open_model(
         ConfigError, StorageError: A profile, or the model's files, are not usable.
     """
     settings = settings or load_settings()
-    full = canonical(spec or settings.model, settings)
+    full = canonical(spec or settings.model, settings, base_url=base_url)
     provider, _, name = full.partition(":")
     load = registry.load("providers", provider)
     opened: Provider
@@ -107,6 +109,7 @@ def open_model(
             base_url=base_url,
             user=user,
             send_dimensions=not cached,
+            needs_key=needs_key,
         )
         return opened
     _refuse_given(full, "local", base_url=base_url, user=user)
@@ -136,10 +139,11 @@ def _refuse_given(full: str, kind: str, **arguments: object) -> None:
         )
 
 
-def canonical(spec: str, settings: Settings) -> str:
+def canonical(spec: str, settings: Settings, *, base_url: str | None = None) -> str:
     """Return a specification as "provider:model" with a path made absolute. Asks nothing.
 
-    "openai:MODEL" is "azure:MODEL" where OPENAI_API_TYPE says that the OPENAI_ variables are Azure's.
+    "openai:MODEL" is "azure:MODEL" where OPENAI_API_TYPE says that the OPENAI_ variables are Azure's, unless
+    the caller says a `base_url` that is not Azure's.
 
     Raises:
         UnknownNameError: No model of that name, or several.
@@ -148,9 +152,10 @@ def canonical(spec: str, settings: Settings) -> str:
     full = _canonical(spec, settings, _registered(settings), settings.aliases)
     provider, _, name = full.partition(":")
     if provider == "openai" and name not in settings.profiles:
-        from vecmill.models.hosted import azure
+        from vecmill.models.hosted import addresses, azure
 
-        return f"azure:{name}" if azure.is_meant() else full
+        elsewhere = base_url is not None and not addresses.is_vendors("azure", base_url)
+        return f"azure:{name}" if azure.is_meant() and not elsewhere else full
     return full
 
 

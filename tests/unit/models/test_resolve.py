@@ -11,7 +11,7 @@ import pytest
 
 from vecmill.core import registry
 from vecmill.core.config import load_settings
-from vecmill.core.errors import ConfigError, InputError, UnknownNameError
+from vecmill.core.errors import ConfigError, InputError, MissingKeyError, UnknownNameError
 from vecmill.core.types import InputType
 from vecmill.models.base import ModelInfo
 from vecmill.models.resolve import (
@@ -278,3 +278,34 @@ def test_the_vendors_pages_end_at_a_provider_over_http(monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert shared["azure:text-embedding-3-small"] == info_of("openai:text-embedding-3-small").space
     assert not spaces & set(shared.values())
+
+
+def test_a_base_url_said_by_the_caller_is_not_azure_s_because_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_TYPE", "azure")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_BASE", "https://mill.openai.azure.com")
+    for url, name in (
+        ("http://localhost:11434/v1", "openai:nomic"),
+        ("https://other.openai.azure.com", "azure:nomic"),
+        (None, "azure:nomic"),
+    ):
+        model = open_model("openai:nomic", base_url=url)
+        asyncio.run(model.close())
+        assert model.info.name == name
+
+
+def test_a_model_opened_without_its_key_says_so_when_it_is_asked() -> None:
+    model = open_model("openai:text-embedding-3-small", needs_key=False)
+    assert (model.info.dimensions, model.info.usd_per_million_tokens) == (1536, 0.02)
+    encoded = model.encode(["grain"], input_type=InputType.DOCUMENT)
+    with pytest.raises(MissingKeyError, match="set OPENAI_API_KEY"):
+        asyncio.run(asked(model, encoded))
+
+
+async def asked(model: Any, encoded: Any) -> None:
+    try:
+        await model.embed(encoded)
+    finally:
+        await model.close()

@@ -68,6 +68,14 @@ def is_vendors(provider: str, url: str) -> bool:
     return parts.scheme == "https" and ours
 
 
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine, whatever a name server says: what goes there does not leave it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def base_url(given: Given, *, allow_http: bool = False, keep_query: bool = False) -> Base:
     """Check and tidy a base URL.
 

@@ -41,6 +41,7 @@ def load(
     base_url: str | None = None,
     user: str | None = None,
     send_dimensions: bool = False,
+    needs_key: bool = True,
 ) -> HostedProvider:
     """Open a deployment of Azure OpenAI. Asks nothing; `openai.load` has the arguments.
 
@@ -51,7 +52,7 @@ def load(
         ConfigError: Endpoint, version, profile or key are missing or not usable.
         InputError: The dimensions are not what the model gives.
     """
-    connection = connect(name, settings=settings, base_url=base_url)
+    connection = connect(name, settings=settings, base_url=base_url, needs_key=needs_key)
     sources = Sources.of("azure", name, settings)
     return endpoints.open_provider(
         connection,
@@ -69,6 +70,7 @@ def connect(
     settings: Settings,
     base_url: str | None = None,
     credential: Callable[[], entra.Credential] | None = None,
+    needs_key: bool = True,
 ) -> Connection:
     """Return how a deployment is reached.
 
@@ -77,19 +79,29 @@ def connect(
         settings: Gives profiles and the folder of learned facts.
         base_url: The endpoint: "https://RESOURCE.openai.azure.com", with or without "/openai/v1".
         credential: Makes the credential of Entra ID; None is `DefaultAzureCredential`.
+        needs_key: Whether there must be a way to log in now; else a request raises that there is none.
     """
     sources = Sources.of("azure", name, settings)
     given = Given(base_url, "base_url") if base_url else sources.find("base_url", *_endpoint_variables())
+    hint = endpoints.unknown_hint(name, name, sources) if sources.named is None else ""
     if given is None:
         raise ConfigError(
             f"azure:{name} needs an endpoint: set {' or '.join(_endpoint_variables())} to "
             f"https://RESOURCE.openai.azure.com, or write base_url into a profile of vecmill.toml"
+            f"{f'; {hint}' if hint else ''}"
         )
     place = _place(given, sources)
     deployment = _deployment(name, sources, place)
-    endpoints.guard(sources, given)
-    plain, hidden = endpoints.split_headers(sources)
-    login, key = _login(name, sources, given, place, hidden, credential)
+    secret = _auth(sources) != "none" or endpoints.has_secret_headers(sources)
+    endpoints.guard(sources, given, place.base, secret=secret)
+    plain: dict[str, str] = {}
+    try:
+        plain, hidden = endpoints.split_headers(sources)
+        login, key = _login(name, sources, given, place, hidden, credential)
+    except MissingKeyError as error:
+        if needs_key:
+            raise
+        login, key = endpoints.absent(error), None
     served = sources.profile_value("model")
     known = catalog.facts(served) if served else None
     return Connection(
@@ -105,6 +117,7 @@ def connect(
         account=endpoints.account_of(key) if key is not None else "entra",
         headers=plain,
         sends_model=place.version is None,
+        unknown_hint=hint,
         vouched=addresses.is_vendors("azure", place.base.url),
         learned_path=endpoints.learned_path(settings, place.base.url, deployment),
         **endpoints.limits_of(sources, None),
@@ -223,7 +236,7 @@ def _login(
         return endpoints.keyless(hidden), None
     if auth != "entra" and (found := sources.find_key(given, *_key_variables())) is not None:
         key = endpoints.secret_from(found, what="the Azure OpenAI key")
-        return endpoints.api_key(key, hidden), key
+        return endpoints.api_key(key, hidden, origin=endpoints.origin_of(found)), key
     if sources.profile_value("auth") is None and (token := from_environment(TOKEN)) is not None:
         bearer = endpoints.secret_from(token, what="the Entra token")
         return endpoints.bearer(bearer, hidden), None

@@ -64,6 +64,7 @@ class Connection:
         login: Gives the secret headers.
         sends_model: Whether the body names the model (classic Azure URLs name it in the path).
         vouched: Whether the vendor itself is asked, so that a catalogue name is believed to be that model.
+        unknown_hint: What to say where there is no such model: close names, and where profiles stand.
         learned_path: Where learned facts are kept, or None.
         requests_per_minute, tokens_per_minute, max_concurrency, timeout: As `Endpoint`.
     """
@@ -81,6 +82,7 @@ class Connection:
     headers: Mapping[str, str] = field(default_factory=dict)
     sends_model: bool = True
     vouched: bool = False
+    unknown_hint: str = ""
     learned_path: Path | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None

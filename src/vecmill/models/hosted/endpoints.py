@@ -9,18 +9,20 @@ that profile's own key, if it has one.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecmill.core import catalog, durable, trust
 from vecmill.core.catalog import CatalogEntry
 from vecmill.core.config import Profile, Settings, environment, is_reference
-from vecmill.core.errors import ConfigError
+from vecmill.core.errors import ConfigError, MissingKeyError
 from vecmill.core.secrets import Secret, resolve_secret, secret_of
-from vecmill.models.hosted.addresses import Given
+from vecmill.models.hosted import addresses
+from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection, Facts, Login
 
 if TYPE_CHECKING:
@@ -100,6 +102,45 @@ def model_of(name: str, sources: Sources, *, example: str) -> str:
     return model
 
 
+_SENT_OTHERWISE = ("document_prefix", "query_prefix", "query_model")
+
+
+def name_of(name: str, model: str, sources: Sources, *, vouched: bool) -> str:
+    """Return what sets call their model: its own name where the vendor vouches for it, else as it was named.
+
+    A profile's name means nothing in another folder. It stays where the profile alters what is sent.
+    """
+    alters = any(getattr(sources.named, field, None) for field in _SENT_OTHERWISE)
+    return f"{sources.provider}:{model if vouched and not alters else name}"
+
+
+def unknown_hint(name: str, model: str, sources: Sources) -> str:
+    """Return what to say where a server knows no such model; "" for one of the catalogue.
+
+    Args:
+        name: As it was named.
+        model: What is asked for.
+        sources: Where profiles were looked for.
+    """
+    provider, named = sources.provider, sources.named
+    if provider != "azure" and catalog.entry(f"{provider}:{model}") is not None:
+        return ""
+    known = [entry.name for entry in catalog.entries() if entry.provider == provider]
+    if named is None:
+        profiles = sources.settings.profiles.values()
+        known += [profile.name for profile in profiles if profile.provider == provider]
+    close = difflib.get_close_matches(model[:_LONGEST_NAME], known, n=3, cutoff=0.7)
+    prefix = "" if named is not None else f"{provider}:"
+    mean = f"did you mean {' or '.join(f'{prefix}{one}' for one in close)}?" if close else ""
+    if named is not None:
+        return f"{mean} (profile {named.name!r})" if mean else ""
+    where = f"{name!r} is no profile here: they are looked for in ./vecmill.toml and VECMILL_HOME"
+    return f"{mean} {where}".strip()
+
+
+_LONGEST_NAME = 200
+
+
 def _said(profile: Profile | None, field: str) -> Given | None:
     value = None if profile is None else getattr(profile, field)
     if profile is None or not value:
@@ -158,28 +199,84 @@ def key_status(sources: Sources, *variables: str, urls: tuple[str, ...] = ()) ->
 # Logins.
 
 
-def bearer(secret: Secret, extra: Mapping[str, Secret] | None = None) -> Login:
-    """Log in by `Authorization: Bearer`."""
-    return _login(lambda: {"Authorization": f"Bearer {secret.reveal()}"}, extra)
+@dataclass(frozen=True, slots=True)
+class KeyLogin:
+    """Log in by secrets that do not change.
+
+    Attributes:
+        origin: Where the key came from, for messages; "" where none is sent.
+    """
+
+    headers: Callable[[], Mapping[str, str]] = field(repr=False)
+    extra: Mapping[str, Secret] = field(repr=False)
+    origin: str = ""
+
+    async def __call__(self) -> Mapping[str, str]:
+        """Return the headers."""
+        return {**self.headers(), **{name: secret.reveal() for name, secret in self.extra.items()}}
 
 
-def api_key(secret: Secret, extra: Mapping[str, Secret] | None = None) -> Login:
-    """Log in by Azure's `api-key`."""
-    return _login(lambda: {"api-key": secret.reveal()}, extra)
+def bearer(secret: Secret, extra: Mapping[str, Secret] | None = None, *, origin: str = "") -> Login:
+    """Log in by `Authorization: Bearer`; `origin` is where the key came from, as people named it."""
+    return KeyLogin(
+        lambda: {"Authorization": f"Bearer {secret.reveal()}"}, dict(extra or {}), origin or secret.origin
+    )
+
+
+def api_key(secret: Secret, extra: Mapping[str, Secret] | None = None, *, origin: str = "") -> Login:
+    """Log in by Azure's `api-key`; `origin` as for `bearer`."""
+    return KeyLogin(lambda: {"api-key": secret.reveal()}, dict(extra or {}), origin or secret.origin)
 
 
 def keyless(extra: Mapping[str, Secret] | None = None) -> Login:
     """Log in by nothing but, where there are any, the profile's secret headers."""
-    return _login(dict, extra)
+    origin = " and ".join(f"{secret.origin} (header {name})" for name, secret in (extra or {}).items())
+    return KeyLogin(dict, dict(extra or {}), origin)
 
 
-def _login(make: Any, extra: Mapping[str, Secret] | None) -> Login:
-    secrets = dict(extra or {})
+def absent(error: MissingKeyError) -> Login:
+    """Log in not at all: a request raises that the key is missing, until then none is needed."""
+    message = str(error)
 
     async def login() -> Mapping[str, str]:
-        return {**make(), **{name: secret.reveal() for name, secret in secrets.items()}}
+        raise MissingKeyError(message)
 
     return login
+
+
+def log_in(
+    sources: Sources, found: Given | None, *, what: str, missing: str | None, needs_key: bool
+) -> tuple[Login, Secret | None, dict[str, str]]:
+    """Return the login by a bearer key, the key, and the headers that are no secrets.
+
+    Args:
+        sources: Whose headers are sent.
+        found: The key, or None.
+        what: What the key is called in messages.
+        missing: What to say without a key; None where it is not needed.
+        needs_key: Whether it must be there now; else a request raises that it is not.
+
+    Raises:
+        MissingKeyError: There is no key.
+        ConfigError: It is not usable.
+    """
+    try:
+        if found is None and missing is not None:
+            raise MissingKeyError(missing)
+        plain, hidden = split_headers(sources)
+        if found is None:
+            return keyless(hidden), None, plain
+        key = secret_from(found, what=what)
+    except MissingKeyError as error:
+        if needs_key:
+            raise
+        return absent(error), None, {}
+    return bearer(key, hidden, origin=origin_of(found)), key, plain
+
+
+def origin_of(found: Given) -> str:
+    """Return where a key came from, as people wrote it: "OPENAI_API_KEY", or a profile's reference."""
+    return found.origin if found.profile is None else f"{found.value} (key of profile {found.profile.name!r})"
 
 
 _LEAST_KEY = 16
@@ -227,20 +324,28 @@ def has_secret_headers(sources: Sources) -> bool:
     return any(is_reference(value) for profile in profiles for value in profile.headers.values())
 
 
-def guard(sources: Sources, url: Given | None) -> None:
-    """Refuse that a project's file says where a secret goes or what is paid with it, unless it is trusted.
+def guard(sources: Sources, url: Given | None, base: Base, *, secret: bool) -> None:
+    """Refuse that a project's file says where texts or a secret go or what is paid, unless it is trusted.
 
     To be called before secrets are fetched: to look into a keyring or vault for such a file is too much.
 
     Args:
         sources: Whose headers and permissions are used.
         url: Where the base URL came from, or None for the vendor's own.
+        base: What it is: without a secret, a server on this machine needs no trust.
+        secret: Whether a key or token goes along.
 
     Raises:
         ConfigError: The file is not trusted.
     """
-    if url is not None and url.profile is not None and url.profile.project:
+    away = secret or not addresses.is_loopback(base.host)
+    if away and url is not None and url.profile is not None and url.profile.project:
         _ensure(url.profile, "base_url")
+    if secret:
+        _guard_secret(sources)
+
+
+def _guard_secret(sources: Sources) -> None:
     for profile in (sources.named, sources.default):
         if profile is not None and profile.project:
             for field in ("headers", "allow_http"):
@@ -282,7 +387,19 @@ def facts_of(sources: Sources, known: CatalogEntry | None, *, price: bool = True
     for name in _FACTS:
         if name in _PROFILE_FACTS and (value := sources.profile_value(name)) is not None:
             values[name] = value
-    return Facts(**values, exact=known is not None)
+    return Facts(**{**values, **_prices_said(sources)}, exact=known is not None)
+
+
+def _prices_said(sources: Sources) -> dict[str, float | None]:
+    """Return the prices profiles say. A price one says of its own voids the batch price of others."""
+    batch: float | None = None
+    for profile in (sources.named, sources.default):
+        if profile is None:
+            continue
+        batch = profile.batch_usd_per_million_tokens if batch is None else batch
+        if (usd := profile.usd_per_million_tokens) is not None:
+            return {"usd_per_million_tokens": usd, "batch_usd_per_million_tokens": batch}
+    return {} if batch is None else {"batch_usd_per_million_tokens": batch}
 
 
 _PROFILE_FACTS = {entry.name for entry in fields(Profile)} & _FACTS

@@ -84,6 +84,8 @@ class EntraLogin:
         now: Seconds since the epoch.
     """
 
+    origin = "the login by Microsoft Entra ID, its role"
+
     def __init__(
         self,
         make: Callable[[], Credential] = default_credential,

@@ -202,13 +202,18 @@ class _Case:
         return _QUOTA.search(message) is not None and "rate limit" not in message and not soon
 
     def _unauthorized(self) -> AuthenticationError:
-        origin = str(getattr(self.connection.login, "origin", "")) or _ORIGINS.get(
-            self.connection.provider, ""
-        )
+        provider = self.connection.provider
+        origin: str | None = getattr(self.connection.login, "origin", None)
         what = "refuses the key" if self.meant == 401 else "does not allow this"
         # Words about a key may show parts of it.
         words = f": {self.words}" if self.words and self.meant == 403 else ""
-        where = f"; check {origin}" if origin else "; check the key"
+        if origin is None:
+            where = f"; check {_ORIGINS.get(provider, 'the key')}"
+        elif origin:
+            where = f"; check {origin}{_BESIDE.get(provider, '')}"
+        else:
+            what = "wants a key" if self.meant == 401 else what
+            where = f"; no key was sent: set {_VARIABLES.get(provider, 'one')}, or `key` in its profile"
         return AuthenticationError(
             f"{self.connection.name} {what} (status {self.status}){words}{where}", **self.said
         )
@@ -232,7 +237,20 @@ class _Case:
         return self._refuse("request" if about_request else "input")
 
     def _refuse(self, reason: str, *, limit: int | None = None) -> RefusedError:
-        return RefusedError(self._message(_REFUSALS[reason]), reason=reason, limit=limit, **self.said)
+        message = f"{self._message(_REFUSALS[reason])}{self._advice(reason)}"
+        return RefusedError(message, reason=reason, limit=limit, **self.said)
+
+    def _advice(self, reason: str) -> str:
+        """Return what may help: a name that may be meant, or the limit of tokens to be said."""
+        hint = self.connection.unknown_hint
+        if reason == "request" and hint:
+            unknown = self.problem.code.lower() in _NO_MODEL_CODES or _NO_MODEL.search(self.wording)
+            return f"; {hint}" if unknown else ""
+        longest = _CONTEXT.search(self.wording) if reason == "input" else None
+        limit = None if longest is None else _limit(longest)
+        if limit is None or self.connection.facts.catalogue_name is not None:
+            return ""
+        return f"; say --max-tokens {limit} (max_tokens= in Python)"
 
     def _message(self, what: str) -> str:
         code = f" {self.code}" if self.code else ""
@@ -254,6 +272,9 @@ _ORIGINS = {
     "azure": "AZURE_OPENAI_API_KEY, or the key or login of the profile, and its endpoint",
     "github": "GITHUB_TOKEN (it needs the permission models: read)",
 }
+
+_VARIABLES = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY", "github": "GITHUB_TOKEN"}
+_BESIDE = {"azure": " and the endpoint", "github": " (it needs the permission models: read)"}
 
 _REFUSALS = {
     "input": "refuses a text",
@@ -307,6 +328,13 @@ _LIMITS = {
         r"(?:input|array) (?:list |array )?(?:is )?too long\b(?!.{0,60}\btokens?\b)",
     ),
 }
+
+_CONTEXT = re.compile(r"max(?:imum)? (?:context|input|sequence) length (?:is|of) (?P<limit>\d[\d,_]*) tokens")
+
+# A model there is not.
+
+_NO_MODEL_CODES = frozenset({"model_not_found", "deploymentnotfound", "unknown_model"})
+_NO_MODEL = re.compile(r"\b(?:model|deployment)\b.{0,80}(?:does not exist|not found|unknown)")
 
 # What is about the request and not about a text in it.
 

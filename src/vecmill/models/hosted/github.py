@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vecmill.core import catalog
 from vecmill.core.config import Settings
-from vecmill.core.errors import ConfigError, InputError, MissingKeyError
+from vecmill.core.errors import ConfigError, InputError
 from vecmill.models.hosted import addresses, endpoints
 from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection
@@ -31,6 +31,7 @@ def load(
     base_url: str | None = None,
     user: str | None = None,
     send_dimensions: bool = False,
+    needs_key: bool = True,
 ) -> HostedProvider:
     """Open a model of GitHub Models. Asks nothing; `openai.load` has the arguments.
 
@@ -39,7 +40,7 @@ def load(
         ConfigError: A base URL, profile or token is not usable.
         InputError: The name has no publisher, or the dimensions are not what the model gives.
     """
-    connection = connect(name, settings=settings, base_url=base_url)
+    connection = connect(name, settings=settings, base_url=base_url, needs_key=needs_key)
     user = user or Sources.of("github", name, settings).profile_value("user")
     return endpoints.open_provider(
         connection,
@@ -51,7 +52,9 @@ def load(
     )
 
 
-def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Connection:
+def connect(
+    name: str, *, settings: Settings, base_url: str | None = None, needs_key: bool = True
+) -> Connection:
     """Return how a model is reached; `load` has the arguments and errors."""
     sources = Sources.of("github", name, settings)
     model = endpoints.model_of(name, sources, example="PUBLISHER/NAME")
@@ -61,25 +64,28 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
     base = addresses.base_url(given or _own(sources), allow_http=sources.allow_http)
     base = Base(base.url.removesuffix("/embeddings"))
     found = sources.find_key(given, *KEYS)
-    if found is None:
-        raise MissingKeyError(
-            f"github:{name} needs a token with the permission models: read: set GITHUB_TOKEN, or write "
-            f'key = "env:NAME" into a profile of vecmill.toml'
-        )
-    endpoints.guard(sources, given)
-    plain, hidden = endpoints.split_headers(sources)
-    key = endpoints.secret_from(found, what="the GitHub token")
+    endpoints.guard(sources, given, base, secret=found is not None or endpoints.has_secret_headers(sources))
+    login, key, plain = endpoints.log_in(
+        sources,
+        found,
+        what="the GitHub token",
+        missing=f"github:{name} needs a token with the permission models: read: set GITHUB_TOKEN, or write "
+        f'key = "env:NAME" into a profile of vecmill.toml',
+        needs_key=needs_key,
+    )
     known = catalog.entry(f"github:{model}")
+    vouched = known is not None and addresses.is_vendors("github", base.url)
     return Connection(
         provider="github",
-        name=f"github:{name}",
+        name=endpoints.name_of(name, model, sources, vouched=vouched),
         model=model,
         embeddings_url=base.at("embeddings"),
-        login=endpoints.bearer(key, hidden),
+        login=login,
         facts=endpoints.facts_of(sources, known),
         account=endpoints.account_of(key, base.url),
         headers=plain,
-        vouched=known is not None and addresses.is_vendors("github", base.url),
+        vouched=vouched,
+        unknown_hint=endpoints.unknown_hint(name, model, sources),
         learned_path=endpoints.learned_path(settings, base.url, model),
         **endpoints.limits_of(sources, known),
     )

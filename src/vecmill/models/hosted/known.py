@@ -191,6 +191,7 @@ def redeployed(connection: Connection, facts: Facts, deployment: str) -> Connect
         model=deployment,
         embeddings_url=url_of(connection, deployment),
         facts=facts,
+        unknown_hint="",
         vouched=connection.vouched and (azure or known is not None),
         learned_path=path,
     )

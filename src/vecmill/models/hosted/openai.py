@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from vecmill.core import catalog
 from vecmill.core.config import Settings
-from vecmill.core.errors import MissingKeyError
 from vecmill.models.hosted import addresses, endpoints
 from vecmill.models.hosted.addresses import Base, Given
 from vecmill.models.hosted.connection import Connection
@@ -32,6 +31,7 @@ def load(
     base_url: str | None = None,
     user: str | None = None,
     send_dimensions: bool = False,
+    needs_key: bool = True,
 ) -> HostedProvider:
     """Open a model of OpenAI or of a compatible server. Asks nothing.
 
@@ -43,13 +43,14 @@ def load(
         base_url: Where it is asked: "http://localhost:11434/v1".
         user: Told to the provider as the end user.
         send_dimensions: Let the provider cut vectors, instead of cutting full ones here.
+        needs_key: Whether a key must be there now; else a request raises MissingKeyError.
 
     Raises:
         MissingKeyError: There is no key; the message names the variables.
         ConfigError: A base URL, profile or key is not usable.
         InputError: The dimensions are not what the model gives.
     """
-    connection = connect(name, settings=settings, base_url=base_url)
+    connection = connect(name, settings=settings, base_url=base_url, needs_key=needs_key)
     user = user or Sources.of("openai", name, settings).profile_value("user")
     return endpoints.open_provider(
         connection,
@@ -61,7 +62,9 @@ def load(
     )
 
 
-def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Connection:
+def connect(
+    name: str, *, settings: Settings, base_url: str | None = None, needs_key: bool = True
+) -> Connection:
     """Return how a model is reached; `load` has the arguments and errors."""
     sources = Sources.of("openai", name, settings)
     model = endpoints.model_of(name, sources, example="text-embedding-3-small")
@@ -70,12 +73,17 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
     base = _base(url or _OWN, allow_http=sources.allow_http)
     own = is_own(base)
     found = None if sources.profile_value("auth") == "none" else sources.find_key(url, *KEYS)
-    if found is None and own:
-        raise MissingKeyError(_missing(name))
-    if found is not None or endpoints.has_secret_headers(sources):
-        endpoints.guard(sources, url)
-    plain, hidden = endpoints.split_headers(sources)
-    key = None if found is None else endpoints.secret_from(found, what="the OpenAI key")
+    hint = endpoints.unknown_hint(name, model, sources)
+    if found is not None or not own or endpoints.has_secret_headers(sources):
+        secret = found is not None or endpoints.has_secret_headers(sources)
+        endpoints.guard(sources, url, base, secret=secret)
+    login, key, plain = endpoints.log_in(
+        sources,
+        found,
+        what="the OpenAI key",
+        missing=_missing(name, model, sources, hint) if own else None,
+        needs_key=needs_key,
+    )
     organization = sources.find("organization", *ORGANIZATIONS)
     project = sources.find("project_id", *PROJECTS)
     headers = {
@@ -84,19 +92,21 @@ def connect(name: str, *, settings: Settings, base_url: str | None = None) -> Co
         **_told("OpenAI-Project", project, own),
     }
     known = catalog.entry(f"openai:{model}")
+    vouched = known is not None and addresses.is_vendors("openai", base.url)
     account = endpoints.account_of(key, headers.get("OpenAI-Organization"), headers.get("OpenAI-Project"))
     return Connection(
         provider="openai",
-        name=f"openai:{name}",
+        name=endpoints.name_of(name, model, sources, vouched=vouched),
         model=model,
         embeddings_url=base.at("embeddings"),
-        login=endpoints.keyless(hidden) if key is None else endpoints.bearer(key, hidden),
+        login=login,
         facts=endpoints.facts_of(sources, known),
         files_url=base.at("files"),
         batches_url=base.at("batches"),
         account=account,
         headers=headers,
-        vouched=known is not None and addresses.is_vendors("openai", base.url),
+        vouched=vouched,
+        unknown_hint=hint,
         learned_path=endpoints.learned_path(settings, base.url, model),
         **endpoints.limits_of(sources, known),
     )
@@ -119,8 +129,14 @@ def _base(given: Given, *, allow_http: bool) -> Base:
     return Base(f"{base.url}/v1") if base.url.count("/") == 2 else base
 
 
-def _missing(name: str) -> str:
+def _missing(name: str, model: str, sources: Sources, hint: str) -> str:
+    running = [
+        profile.name
+        for profile in sources.settings.profiles.values()
+        if profile.provider == "openai" and profile.model == model and profile.name != name
+    ]
+    here = f"; of the profiles here {' and '.join(running)} asks for this model" if running else ""
     return (
         f'openai:{name} needs a key: set OPENAI_API_KEY, or write key = "env:NAME" into a profile of '
-        f"vecmill.toml; for another server set OPENAI_BASE_URL"
+        f"vecmill.toml; for another server set OPENAI_BASE_URL{here}{f'; {hint}' if hint else ''}"
     )

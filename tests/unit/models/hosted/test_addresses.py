@@ -88,7 +88,7 @@ def test_what_is_taken_is_read_alike_by_the_client_and_has_no_password(text: str
     parts = urlsplit(base.url)
     assert parts.scheme in ("http", "https")
     assert (parts.username, parts.password, parts.query, parts.fragment) == (None, None, "", "")
-    assert base.host == (URL(base.url).host or "").rstrip("/")
+    assert base.host == (URL(base.url).raw_host or "").rstrip("/")
     assert not base.url.endswith("/")
 
 

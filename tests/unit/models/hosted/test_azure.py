@@ -304,3 +304,30 @@ def test_dimensions_of_the_environment_are_those_of_its_deployment(
     monkeypatch.setenv("AZURE_OPENAI_EMBEDDING_DIMENSIONS", "many")
     with pytest.raises(ConfigError, match="AZURE_OPENAI_EMBEDDING_DIMENSIONS = 'many' is not a whole number"):
         dimensions()
+
+
+def test_a_deployment_nobody_set_up_may_be_a_profile_mistyped(own_file: Path, key: str) -> None:
+    own_file.write_text('[profiles.reviews]\nprovider = "azure"\nbase_url = "mill"\ndeployment = "rev"\n')
+    with pytest.raises(ConfigError, match=r"azure:revews needs an endpoint.*did you mean azure:reviews\?"):
+        opened("revews")
+    assert "did you mean azure:reviews?" in opened("revews", base_url=HOME).unknown_hint
+    assert opened("reviews").unknown_hint == ""
+
+
+def test_a_key_may_be_missing_until_a_request_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entra, "available", lambda: False)
+    with pytest.raises(MissingKeyError):
+        opened(base_url=HOME)
+    made = opened(base_url=HOME, needs_key=False)
+    assert made.embeddings_url == CLASSIC
+    with pytest.raises(MissingKeyError, match="set AZURE_OPENAI_API_KEY"):
+        headers(made)
+
+
+def test_a_project_s_keyless_server_on_this_machine_needs_no_trust(here: Path) -> None:
+    text = '[profiles.sim]\nprovider = "azure"\ndeployment = "rev"\nauth = "none"\nbase_url = "{}"\n'
+    (here / "vecmill.toml").write_text(text.format("http://localhost:8099"))
+    assert headers(opened("sim")) == {}
+    (here / "vecmill.toml").write_text(text.format("https://evil.example"))
+    with pytest.raises(ConfigError, match="vecmill config trust"):
+        opened("sim")

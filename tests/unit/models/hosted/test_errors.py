@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
@@ -22,7 +23,8 @@ from vecmill.core.errors import (
 )
 from vecmill.core.http import Response
 from vecmill.models.base import RateLimits
-from vecmill.models.hosted.connection import Connection
+from vecmill.models.hosted.connection import Connection, Facts
+from vecmill.models.hosted.endpoints import KeyLogin
 from vecmill.models.hosted.errors import Problem, classify, holds_error, read_problem, request_id
 
 NOW = 1_800_000_000.0
@@ -460,3 +462,49 @@ def test_only_the_beginning_of_endless_words_is_looked_at() -> None:
 def test_an_id_like_a_key_is_none_of_good_replies_either() -> None:
     assert request_id(Response(200, CIMultiDict({"x-request-id": KEY}), b"")) is None
     assert request_id(Response(200, CIMultiDict({"x-request-id": "req_1"}), b"")) == "req_1"
+
+
+# Advice.
+
+
+def advised(status: int, message: str, code: str = "", **changes: Any) -> str:
+    raw = orjson.dumps({"error": {"message": message, "code": code}})
+    made = replace(connection(), **changes)
+    return str(classify(made, Response(status, CIMultiDict(), raw), now=NOW))
+
+
+def test_a_model_nobody_has_brings_the_hint_and_other_refusals_do_not() -> None:
+    absent = "The model `m` does not exist or you do not have access to it."
+    for message, code in (
+        (absent, "model_not_found"),
+        (absent, ""),
+        ('model "m" not found, try pulling it first', ""),
+        ("The API deployment for this resource does not exist.", "DeploymentNotFound"),
+    ):
+        assert advised(404, message, code, unknown_hint="did you mean n?").endswith("; did you mean n?")
+    assert "did you mean" not in advised(404, "Not Found", unknown_hint="did you mean n?")
+    assert "did you mean" not in advised(400, "no", "unknown_parameter", unknown_hint="did you mean n?")
+    assert ";" not in advised(404, absent, "model_not_found")
+
+
+def test_a_limit_of_tokens_nobody_knew_comes_with_the_option_that_keeps_it() -> None:
+    said = "This model's maximum context length is 512 tokens, however you requested 600 tokens."
+    assert advised(400, said, facts=Facts()).endswith("; say --max-tokens 512 (max_tokens= in Python)")
+    assert "--max-tokens" not in advised(400, said, facts=Facts(catalogue_name="known"))
+    assert "--max-tokens" not in advised(400, "a text is refused", facts=Facts())
+
+
+@pytest.mark.parametrize(
+    ("provider", "origin", "said"),
+    [
+        ("openai", "env:REVIEWS_KEY (key of profile 'r')", "check env:REVIEWS_KEY (key of profile 'r')"),
+        ("azure", "AZURE_OPENAI_API_KEY", "check AZURE_OPENAI_API_KEY and the endpoint"),
+        ("github", "GITHUB_TOKEN", "check GITHUB_TOKEN (it needs the permission models: read)"),
+        ("openai", "", "wants a key (status 401); no key was sent: set OPENAI_API_KEY, or `key` in its"),
+    ],
+)
+def test_a_refusal_names_the_key_that_was_sent_or_that_none_was(
+    provider: str, origin: str, said: str
+) -> None:
+    made = replace(connection(provider), login=KeyLogin(dict, {}, origin))
+    assert said in str(classify(made, Response(401, CIMultiDict(), b"")))

@@ -71,3 +71,21 @@ def test_a_model_nobody_knows_is_not_vouched_for(token: str) -> None:
     made = opened("cohere/embed-v4")
     assert (made.vouched, made.facts.dimensions, made.facts.exact) == (False, None, False)
     assert not opened(base_url="http://localhost:1/inference").vouched
+
+
+def test_a_token_may_be_missing_until_a_request_is_made() -> None:
+    made = opened(needs_key=False)
+    with pytest.raises(MissingKeyError, match="set GITHUB_TOKEN"):
+        asyncio.run(_login(made))
+
+
+async def _login(made: Connection) -> None:
+    await made.login()
+
+
+def test_a_profile_s_model_has_its_own_name_and_a_name_nearly_right_a_hint(
+    token: str, own_file: Path
+) -> None:
+    own_file.write_text(f'[profiles.hub]\nprovider = "github"\nmodel = "{SMALL}"\n')
+    assert opened("hub").name == f"github:{SMALL}"
+    assert f"did you mean github:{SMALL}" in opened("openai/text-embedding-3-smal").unknown_hint

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +15,7 @@ from vecmill.core.config import load_settings
 from vecmill.core.errors import ConfigError, Error, MissingKeyError
 from vecmill.models.hosted import endpoints
 from vecmill.models.hosted.connection import Connection
-from vecmill.models.hosted.endpoints import Sources, key_status
+from vecmill.models.hosted.endpoints import KeyLogin, Sources, key_status
 from vecmill.models.hosted.openai import connect
 
 KEY = "sk-planted-0123456789abcdefghij"
@@ -391,3 +391,133 @@ def test_a_profile_may_bear_its_model_s_name_but_not_another_s(own_file: Path, k
     own_file.write_text("[profiles.mine]\n")
     with pytest.raises(ConfigError, match='does not name its model: write model = "text-embedding-3-small"'):
         opened("mine")
+
+
+# Names.
+
+
+def test_a_profile_s_model_that_is_vouched_for_has_its_own_name_which_other_folders_know(
+    own_file: Path, key: str
+) -> None:
+    own_file.write_text(
+        f'[profiles.dear]\nmodel = "{SMALL}"\n'
+        f'[profiles.gate]\nmodel = "{SMALL}"\nbase_url = "https://gateway.example/v1"\n'
+        f'[profiles.odd]\nmodel = "{SMALL}"\nquery_prefix = "query: "\n'
+        '[profiles.new]\nmodel = "text-embedding-9"\n'
+    )
+    assert opened("dear").name == f"openai:{SMALL}"
+    assert opened("gate").name == "openai:gate"
+    assert opened("odd").name == "openai:odd"  # by its model's name queries would lack the prefix
+    assert opened("new").name == "openai:new"
+
+
+def test_without_a_key_profiles_that_run_the_model_are_named(own_file: Path) -> None:
+    own_file.write_text(f'[profiles.dear]\nmodel = "{SMALL}"\nkey = "env:DEAR_KEY"\n')
+    with pytest.raises(MissingKeyError, match="of the profiles here dear asks for this model"):
+        opened()
+
+
+def test_a_name_nobody_knows_is_asked_and_the_hint_is_kept_for_the_answer(own_file: Path, key: str) -> None:
+    assert opened().unknown_hint == ""
+    made = opened("dear")
+    assert made.unknown_hint == (
+        "'dear' is no profile here: they are looked for in ./vecmill.toml and VECMILL_HOME"
+    )
+    assert f"did you mean openai:{SMALL}" in opened("text-embedding-3-smal").unknown_hint
+    own_file.write_text(
+        '[profiles.deer]\nmodel = "text-embedding-3-smal"\n[profiles.own]\nmodel = "brand-new"\n'
+    )
+    assert "did you mean openai:deer?" in opened("dear").unknown_hint
+    assert f"did you mean {SMALL}" in opened("deer").unknown_hint
+    assert opened("own").unknown_hint == ""
+    assert opened("n" * 100_000).unknown_hint  # long names are compared in part
+
+
+# A key that is not needed yet.
+
+
+def test_a_key_may_be_missing_until_a_request_is_made(own_file: Path) -> None:
+    own_file.write_text(
+        f'[profiles.dear]\nmodel = "{SMALL}"\nkey = "env:NOWHERE"\n'
+        f'[profiles.head]\nmodel = "{SMALL}"\nbase_url = "http://localhost:1/v1"\n'
+        'headers = { X-Pass = "env:NOWHERE" }\n'
+    )
+    for name, variable in ((SMALL, "OPENAI_API_KEY"), ("dear", "NOWHERE"), ("head", "NOWHERE")):
+        with pytest.raises(MissingKeyError, match=variable):
+            opened(name)
+        made = opened(name, needs_key=False)
+        assert made.facts.dimensions == 1536
+        with pytest.raises(MissingKeyError, match=variable):
+            headers(made)
+
+
+# Prices.
+
+
+def test_a_price_of_a_profile_s_own_voids_the_catalogue_s_batch_price(own_file: Path, key: str) -> None:
+    def prices(said: str, general: str = "") -> tuple[float | None, float | None]:
+        own_file.write_text(f'[profiles.mine]\nmodel = "{SMALL}"\n{said}\n[profiles.openai]\n{general}\n')
+        facts = opened("mine").facts
+        return facts.usd_per_million_tokens, facts.batch_usd_per_million_tokens
+
+    usd, batch = "usd_per_million_tokens", "batch_usd_per_million_tokens"
+    assert prices("") == (0.02, 0.01)
+    assert prices(f"{usd} = 5.0") == (5.0, None)
+    assert prices(f"{usd} = 5.0\n{batch} = 3.0") == (5.0, 3.0)
+    assert prices(f"{batch} = 3.0") == (0.02, 3.0)
+    assert prices(f"{usd} = 5.0", f"{batch} = 3.0") == (5.0, None)
+    assert prices("", f"{usd} = 5.0") == (5.0, None)
+    assert prices(f"{batch} = 3.0", f"{usd} = 5.0") == (5.0, 3.0)
+
+
+# Where keys came from.
+
+
+def test_a_login_says_where_its_key_came_from_as_it_was_written(
+    own_file: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVIEWS_KEY", "sk-reviews-0123456789abcdef")
+    own_file.write_text(
+        f'[profiles.mine]\nmodel = "{SMALL}"\nkey = "env:REVIEWS_KEY"\n'
+        '[profiles.bare]\nmodel = "x"\nbase_url = "http://localhost:1/v1"\nauth = "none"\n'
+        '[profiles.head]\nmodel = "x"\nbase_url = "http://localhost:1/v1"\nauth = "none"\n'
+        'headers = { X-Pass = "env:REVIEWS_KEY" }\n'
+    )
+
+    def origin(name: str) -> str:
+        return cast(KeyLogin, opened(name).login).origin
+
+    assert origin(SMALL) == "OPENAI_API_KEY"
+    assert origin("mine") == "env:REVIEWS_KEY (key of profile 'mine')"
+    assert origin("bare") == ""
+    assert origin("head") == "REVIEWS_KEY (header X-Pass)"
+
+
+# Texts are worth something too.
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("https://evil.example/v1", True),
+        ("http://192.168.1.4/v1", True),
+        ("http://ollama:11434/v1", True),
+        ("https://localhost.evil.example/v1", True),
+        ("http://localhost:11434/v1", False),
+        ("http://127.0.0.1:11434/v1", False),
+        ("http://[::1]:11434/v1", False),
+    ],
+)
+@pytest.mark.parametrize("auth", ['auth = "none"\n', ""])
+def test_a_project_s_file_sends_texts_to_no_other_machine_even_without_a_key(
+    here: Path, url: str, refused: bool, auth: str
+) -> None:
+    path = here / "vecmill.toml"
+    path.write_text(f'[profiles.team]\nmodel = "x"\nbase_url = "{url}"\n{auth}')
+    if not refused:
+        assert headers(opened("team")) == {}
+        return
+    with pytest.raises(ConfigError, match=r"base_url of profile 'team'.*your texts.*vecmill config trust"):
+        opened("team")
+    trust.trust(path)
+    assert headers(opened("team")) == {}
