@@ -6,8 +6,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from vecmill.cli.simulate import simulate
-from vecmill.core.errors import UnknownNameError
+from vecmill.core.errors import InputError, UnknownNameError
 
 SCENARIO = (
     'keys = ["own-key-0123456789"]\nmodels = { tiny = { dimensions = 2, usd_per_million_tokens = 1.0 } }\n'
@@ -40,7 +42,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     try:
         for line in process.stderr:
             said += line
-            if "profiles.github" in line:
+            if line.startswith("base_url ="):  # the last one
                 break
         yield process, said
     finally:
@@ -93,3 +95,28 @@ def test_the_help_names_every_scenario() -> None:
     text = " ".join(CliRunner().invoke(simulate, ["--help"]).output.split())
     for name in SCENARIOS:
         assert re.search(rf"\b{name}\b", text), name
+
+
+def test_it_says_what_it_is_like_and_its_profile_is_a_file_of_settings() -> None:
+    with serving("--scenario", "github") as (_, said):
+        first, limits = said.splitlines()[0], next(line for line in said.splitlines() if "limits " in line)
+        assert "text-embedding-3-small (1536 dimensions)" in first
+        assert "15 requests a minute" in limits
+        assert re.search(r"requests a day; [\d,]+ texts and 64,000 tokens a request", limits)
+        assert "vecmill config trust" in said
+        profile = tomllib.loads(said[said.index("\n[profiles.github]\n") :])
+        assert re.fullmatch(r"http://127.0.0.1:\d+/inference", profile["profiles"]["github"]["base_url"])
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(simulate, ["--port", str(port)])
+    assert isinstance(done.exception, InputError)
+    assert f"port {port} of 127.0.0.1 is taken: choose another --port" in str(done.exception)
+
+
+def test_a_host_that_is_not_here_is_named() -> None:
+    done = CliRunner().invoke(simulate, ["--host", "192.0.2.1", "--port", "0"])
+    assert isinstance(done.exception, InputError)
+    assert "cannot serve at 192.0.2.1" in str(done.exception)

@@ -129,7 +129,7 @@ def unknown_hint(name: str, model: str, sources: Sources) -> str:
     if named is None:
         profiles = sources.settings.profiles.values()
         known += [profile.name for profile in profiles if profile.provider == provider]
-    close = difflib.get_close_matches(model[:_LONGEST_NAME], known, n=3, cutoff=0.7)
+    close = difflib.get_close_matches(model[:_LONGEST_NAME], known, n=3, cutoff=0.75)
     prefix = "" if named is not None else f"{provider}:"
     mean = f"did you mean {' or '.join(f'{prefix}{one}' for one in close)}?" if close else ""
     if named is not None:

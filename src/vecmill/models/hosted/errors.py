@@ -237,7 +237,8 @@ class _Case:
         return self._refuse("request" if about_request else "input")
 
     def _refuse(self, reason: str, *, limit: int | None = None) -> RefusedError:
-        message = f"{self._message(_REFUSALS[reason])}{self._advice(reason)}"
+        message, advice = self._message(_REFUSALS[reason]), self._advice(reason)
+        message = f"{message.rstrip('.')}; {advice}" if advice else message
         return RefusedError(message, reason=reason, limit=limit, **self.said)
 
     def _advice(self, reason: str) -> str:
@@ -245,12 +246,12 @@ class _Case:
         hint = self.connection.unknown_hint
         if reason == "request" and hint:
             unknown = self.problem.code.lower() in _NO_MODEL_CODES or _NO_MODEL.search(self.wording)
-            return f"; {hint}" if unknown else ""
+            return hint if unknown else ""
         longest = _CONTEXT.search(self.wording) if reason == "input" else None
         limit = None if longest is None else _limit(longest)
         if limit is None or self.connection.facts.catalogue_name is not None:
             return ""
-        return f"; say --max-tokens {limit} (max_tokens= in Python)"
+        return f"say --max-tokens {limit} (max_tokens= in Python)"
 
     def _message(self, what: str) -> str:
         code = f" {self.code}" if self.code else ""

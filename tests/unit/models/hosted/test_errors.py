@@ -482,6 +482,7 @@ def test_a_model_nobody_has_brings_the_hint_and_other_refusals_do_not() -> None:
         ("The API deployment for this resource does not exist.", "DeploymentNotFound"),
     ):
         assert advised(404, message, code, unknown_hint="did you mean n?").endswith("; did you mean n?")
+        assert ".;" not in advised(404, message, code, unknown_hint="did you mean n?")
     assert "did you mean" not in advised(404, "Not Found", unknown_hint="did you mean n?")
     assert "did you mean" not in advised(400, "no", "unknown_parameter", unknown_hint="did you mean n?")
     assert ";" not in advised(404, absent, "model_not_found")
