@@ -55,8 +55,8 @@ LEAST = {
 }
 """Gates, and what is aimed at: times fewer seconds than the faster of the SDK's defaults.
 
-The Embedder is judged by one call for many texts, as jobs and lists ask. Calls of 64 each pay for a turn in the
-limits that processes share and for a transaction of the cache; they are shown beside it.
+The Embedder is judged by one call for many texts, as jobs and lists ask. Calls of 64 each pay for a turn in
+the limits that processes share and for a transaction of the cache; they are shown beside it.
 """
 
 _FLOAT_REQUESTS = 2
