@@ -32,6 +32,7 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypedDict, Unpack
 
 
 class Error(Exception):
@@ -68,6 +69,17 @@ class MissingExtraError(ConfigError, ImportError):
 
 class MissingKeyError(ConfigError):
     """A credential is missing; the message names the variable to set."""
+
+
+class Said(TypedDict, total=False):
+    """What every error of a provider may carry; see `ProviderError`."""
+
+    provider: str
+    model: str
+    status: int | None
+    request_id: str | None
+    code: str
+    rates: object | None
 
 
 class ProviderError(Error):
@@ -133,22 +145,9 @@ class QuotaExhaustedError(ProviderError):
         message: str,
         *,
         until: float | None = None,
-        provider: str = "",
-        model: str = "",
-        status: int | None = None,
-        request_id: str | None = None,
-        code: str = "",
-        rates: object | None = None,
+        **said: Unpack[Said],
     ) -> None:
-        super().__init__(
-            message,
-            provider=provider,
-            model=model,
-            status=status,
-            request_id=request_id,
-            code=code,
-            rates=rates,
-        )
+        super().__init__(message, **said)
         self.until = until
 
 
@@ -174,22 +173,9 @@ class RefusedError(ProviderError):
         *,
         reason: str = "request",
         limit: int | None = None,
-        provider: str = "",
-        model: str = "",
-        status: int | None = None,
-        request_id: str | None = None,
-        code: str = "",
-        rates: object | None = None,
+        **said: Unpack[Said],
     ) -> None:
-        super().__init__(
-            message,
-            provider=provider,
-            model=model,
-            status=status,
-            request_id=request_id,
-            code=code,
-            rates=rates,
-        )
+        super().__init__(message, **said)
         self.reason = reason
         self.limit = limit
 

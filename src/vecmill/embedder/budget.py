@@ -35,10 +35,15 @@ class Budget:
 
     @property
     def tokens_left(self) -> int | None:
-        """Tokens that may still be bought, what is on its way left out; None: any number."""
-        if self.max_usd is None or not self.usd_per_million_tokens:
+        """Tokens that may still be bought, or None: any number, or more may turn out to be left.
+
+        While requests are on their way nobody knows: cutting the next ones to the rest of the moment would
+            make
+        many small ones of what fits once those are settled. They wait in `hold` instead.
+        """
+        if self.max_usd is None or not self.usd_per_million_tokens or self._holders:
             return None
-        return int((self.max_usd - self.spent_usd - self._held_usd) * 1e6 / self.usd_per_million_tokens)
+        return int((self.max_usd - self.spent_usd) * 1e6 / self.usd_per_million_tokens)
 
     async def hold(self, tokens: int) -> float:
         """Set the cost of a request aside and return it; wait where only what is on its way is too much.

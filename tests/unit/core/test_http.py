@@ -233,9 +233,11 @@ def test_end_of_a_loop_closes_connections_nobody_closed() -> None:
     session = Session()
     with simulator_thread() as simulator:  # its end of the connection stays open
         for _ in range(2):
-            asyncio.run(ask(f"{simulator.url}/models", session, method="GET", body=None))
-            gc.collect()  # an open connection would warn now
+            answer = asyncio.run(ask(f"{simulator.url}/models", session, method="GET", body=None))
+            assert answer.status == 401
+            gc.collect()  # an open connection would warn now, and warnings are errors
     asyncio.run(session.close())
+    assert not session._clients
 
 
 def test_session_works_on_two_loops_at_once() -> None:

@@ -280,6 +280,23 @@ def test_a_call_cancelled_at_any_moment_gives_money_and_place_back(steps: int) -
     assert run_virtual(go()) == (0, 0, 0)
 
 
+def test_a_cap_below_one_request_buys_what_it_can_in_one() -> None:
+    budget = Budget(max_usd=0.000010, usd_per_million_tokens=1.0)  # 10 tokens, 24 a request
+    bought, model = embed(words(64), budget=budget, usd_per_million_tokens=1.0)
+    assert isinstance(bought.stopped, BudgetReachedError)
+    assert [len(call) for call in model.calls] == [3]
+    assert model.billed == 9
+
+
+def test_what_is_left_is_not_known_while_requests_are_on_their_way() -> None:
+    budget = Budget(max_usd=0.000050, usd_per_million_tokens=1.0)
+    assert budget.tokens_left == 50
+    held = budget.hold_now(30)
+    assert budget.tokens_left is None
+    budget.settle(held, None)
+    assert budget.tokens_left == 50
+
+
 def test_a_budget_needs_a_price() -> None:
     with pytest.raises(InputError, match="price is not known"):
         Budget(max_usd=1.0, usd_per_million_tokens=None)

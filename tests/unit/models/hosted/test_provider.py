@@ -859,7 +859,7 @@ def test_names_of_the_same_model_are_taken(named: str) -> None:
         async with serving(lambda body: numbers(body, model=named)) as (connection, _):
             facts = replace(FACTS, dimensions=6)
             async with opened(replace(connection, facts=facts, vouched=True)) as provider:
-                await embedding(provider, "a")
+                assert (await embedding(provider, "a")).vectors.shape == (1, 6)
 
     asyncio.run(main())
 
