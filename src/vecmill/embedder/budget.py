@@ -38,8 +38,7 @@ class Budget:
         """Tokens that may still be bought, or None: any number, or more may turn out to be left.
 
         While requests are on their way nobody knows: cutting the next ones to the rest of the moment would
-            make
-        many small ones of what fits once those are settled. They wait in `hold` instead.
+        make many small ones of what fits once those are settled. They wait in `hold` instead.
         """
         if self.max_usd is None or not self.usd_per_million_tokens or self._holders:
             return None

@@ -255,9 +255,8 @@ class Limiter:
     def _tell(self, change: Change, *, at_once: bool = False) -> None:
         """Change the shared state.
 
-        Where that takes a thread, changes are gathered: they go with the next request that asks for its
-            turn, or
-        after a moment. What others must know, such as a pause, goes at once.
+        Where that takes a thread, changes are gathered: they go with the next request that asks for its turn,
+        or after a moment. What others must know, such as a pause, goes at once.
         """
         if not self._store.blocks:
             self._store.change(self.endpoint.id, change)

@@ -2,8 +2,7 @@
 
 The steps are apart so that a caller can look at the token counts before anything is computed or bought, and
 can have several calls on their way: `prepare` tokenizes, `start` cuts long texts, claims them and looks into
-    the
-cache, `finish` embeds. All keep the order of the rows.
+the cache, `finish` embeds. All keep the order of the rows.
 """
 
 from __future__ import annotations
