@@ -167,7 +167,7 @@ def _lines(result: SearchResult, shown: str | None) -> list[str]:
         (
             str(hit.rank),
             f"{hit.similarity:.4f}",
-            hit.id,
+            str(hit.id),
             *("" if hit.columns[name] is None else str(hit.columns[name]) for name in names),
             *(() if asked else (_said(hit.text, hit.columns if shown is None else {}),)),
         )

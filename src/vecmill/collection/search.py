@@ -412,5 +412,5 @@ def _similarity(distance: float, metric: Metric) -> float:
             return 1.0 - distance
         case Metric.DOT:
             return -distance
-        case Metric.EUCLIDEAN:
+        case _:
             return 1.0 / (1.0 + distance)

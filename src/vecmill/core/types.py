@@ -19,6 +19,12 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
+Mask: TypeAlias = npt.NDArray[np.bool_]
+"""(n,) bool: which rows may be found."""
+
+Id: TypeAlias = str | int | bytes
+"""What names an item. 1 and "1" are two ids; whole numbers have at most 64 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -44,6 +50,16 @@ class Metric(StrEnum):
     COSINE = "cosine"
     DOT = "dot"
     EUCLIDEAN = "euclidean"
+
+
+class Precision(StrEnum):
+    """How the components of a vector are kept. `pq` is a code of groups of components."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    BINARY = "binary"
+    PQ = "pq"
 
 
 class LongText(StrEnum):
@@ -142,10 +158,10 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result. `similarity` is for display: cosine, dot product or 1 / (1 + euclidean)."""
+    """One search result. `similarity` is for display: see `core.vectors.similarity`."""
 
     rank: int
-    id: str
+    id: Id
     distance: float
     similarity: float
     text: str | None
