@@ -77,4 +77,6 @@ async def _search(vector_set: Path) -> list[SearchResult]:
 
 
 def _lines(result: SearchResult) -> list[str]:
-    return table([(str(hit.rank), f"{hit.similarity:.3f}", str(hit.id), hit.text or "") for hit in result.hits])
+    return table(
+        [(str(hit.rank), f"{hit.similarity:.3f}", str(hit.id), hit.text or "") for hit in result.hits]
+    )
