@@ -7,6 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vecmill.core import distances as exact
+from vecmill.core import scores
 from vecmill.core import vectors as module
 from vecmill.core.types import Metric, Neighbors
 from vecmill.core.vectors import nearest
@@ -18,14 +20,25 @@ def brute_force(queries: np.ndarray, vectors: np.ndarray, k: int, metric: Metric
     """Compare every pair in float64 and sort everything."""
     a, b = queries.astype(np.float64)[:, None, :], vectors.astype(np.float64)[None, :, :]
     dots = (a * b).sum(axis=2)
-    if metric is Metric.DOT:
-        exact = 0.0 - dots
-    elif metric is Metric.EUCLIDEAN:
-        exact = np.sqrt(((a - b) ** 2).sum(axis=2))
-    else:
-        lengths = np.sqrt((a * a).sum(axis=2)) * np.sqrt((b * b).sum(axis=2))
-        cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 0.0)
-        exact = np.round((1.0 - cosines) * 2.0**44) / 2.0**44
+    one, other = a > 0, b > 0
+    match metric:
+        case Metric.DOT:
+            exact = 0.0 - dots
+        case Metric.EUCLIDEAN:
+            exact = np.sqrt(((a - b) ** 2).sum(axis=2))
+        case Metric.MANHATTAN:
+            exact = np.abs(a - b).sum(axis=2)
+        case Metric.CHEBYSHEV:
+            exact = np.abs(a - b).max(axis=2)
+        case Metric.HAMMING:
+            exact = (one != other).sum(axis=2).astype(np.float64)
+        case Metric.JACCARD:
+            either = (one | other).sum(axis=2)
+            exact = np.where(either > 0, 1.0 - (one & other).sum(axis=2) / np.maximum(either, 1), 0.0)
+        case Metric.COSINE:
+            lengths = np.sqrt((a * a).sum(axis=2)) * np.sqrt((b * b).sum(axis=2))
+            cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 0.0)
+            exact = np.round((1.0 - cosines) * 2.0**44) / 2.0**44
     with np.errstate(over="ignore"):
         rounded = exact.astype(np.float32)
     order = np.argsort(rounded, axis=1, kind="stable")[:, :k]
@@ -71,7 +84,8 @@ def test_small_blocks_give_the_same_answer(
         patch.setattr(module, "_QUERY_BLOCK", int(numbers.integers(1, 4)))
         patch.setattr(module, "_MIN_TILE", int(numbers.integers(1, 9)))
         patch.setattr(module, "_TILE_SCORES", int(numbers.integers(1, 40)))
-        patch.setattr(module, "_EXACT_COMPONENTS", int(numbers.integers(1, 40)))
+        patch.setattr(exact, "_EXACT_COMPONENTS", int(numbers.integers(1, 40)))
+        patch.setattr(scores, "_LOOP_CELLS", int(numbers.integers(1, 40)))
         patch.setattr(module, "_MAX_PENDING", int(numbers.integers(1, 40)))
         got = nearest(queries, vectors, k, metric=metric)
     assert_equal(got, brute_force(queries, vectors, k, metric))

@@ -45,11 +45,18 @@ class InputType(StrEnum):
 
 
 class Metric(StrEnum):
-    """What "near" means. Every distance is ascending: smaller is nearer."""
+    """What "near" means. Every distance is ascending: smaller is nearer.
+
+    hamming and jaccard look at signs only: a component above 0 is a one.
+    """
 
     COSINE = "cosine"
     DOT = "dot"
     EUCLIDEAN = "euclidean"
+    MANHATTAN = "manhattan"
+    CHEBYSHEV = "chebyshev"
+    HAMMING = "hamming"
+    JACCARD = "jaccard"
 
 
 class Precision(StrEnum):
