@@ -1,0 +1,104 @@
+"""Ids of any type as bytes, so that 1 and "1" stay two ids and one column of Arrow holds them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vecmill.core.errors import InputError
+from vecmill.core.types import Id
+
+_TEXT, _NUMBER, _BYTES = b"s", b"i", b"b"
+_LONGEST = 1 << 16
+"""Bytes of an id."""
+_LEAST, _GREATEST = -(1 << 63), (1 << 63) - 1
+
+
+def keys_of(ids: Iterable[object]) -> pa.Array:
+    """Encode ids: (n,) Arrow binary.
+
+    Text is "s" and its UTF-8, a whole number "i" and its decimal digits, bytes are "b" and themselves. A UUID
+    is its text.
+
+    Raises:
+        InputError: An id is missing, a fraction, a truth value or beyond 64 bits; the message names its row.
+    """
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    keys = _from_arrow(ids) if isinstance(ids, pa.Array) else None
+    if keys is None:
+        values = ids.to_pylist() if isinstance(ids, pa.Array) else ids
+        keys = pa.array([_key(row, value) for row, value in enumerate(values)], pa.binary())
+    lengths = pc.binary_length(keys).to_numpy()
+    if len(lengths) and lengths.max() > _LONGEST:
+        raise InputError(
+            f"the id of row {int(lengths.argmax())} has {lengths.max():,} bytes; the most is {_LONGEST:,}"
+        )
+    return keys
+
+
+def ids_of(keys: Sequence[bytes]) -> list[Id]:
+    """Decode what `keys_of` made."""
+    return [_id(key) for key in keys]
+
+
+def id_column(keys: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return ids as a column to filter by: text, or whole numbers where all are; else as text."""
+    kinds = set(pc.unique(pc.binary_slice(keys, 0, 1)).to_pylist())
+    plain = pc.binary_slice(keys, 1, _LONGEST + 1)  # without an end some versions fail
+    if kinds <= {_NUMBER} and kinds:
+        return plain.cast(pa.string()).cast(pa.int64())
+    if _BYTES in kinds:
+        return pa.array([_shown(_id(key)) for key in keys.to_pylist()], pa.string())
+    return plain.cast(pa.string())
+
+
+def _from_arrow(ids: pa.Array) -> pa.Array | None:
+    """Encode a column in one go where its type allows."""
+    if ids.null_count:
+        raise InputError(f"row {int(np.flatnonzero(np.asarray(ids.is_null()))[0])} has no id")
+    kind = ids.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pc.binary_join_element_wise(pa.scalar(_TEXT), ids.cast(pa.binary()), pa.scalar(b""))
+    if pa.types.is_signed_integer(kind):
+        text = ids.cast(pa.string()).cast(pa.binary())
+        return pc.binary_join_element_wise(pa.scalar(_NUMBER), text, pa.scalar(b""))
+    return None
+
+
+def _key(row: int, value: object) -> bytes:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        try:
+            return _TEXT + value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the id of row {row} is not valid Unicode: {error.reason}") from error
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not _LEAST <= value <= _GREATEST:
+            raise InputError(f"the id of row {row} is {value}, beyond 64 bits; give it as text")
+        return _NUMBER + str(value).encode("ascii")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _BYTES + bytes(value)
+    if isinstance(value, UUID):
+        return _TEXT + str(value).encode("ascii")
+    if value is None:
+        raise InputError(f"row {row} has no id")
+    raise InputError(
+        f"the id of row {row} is {type(value).__name__}; ids are text, whole numbers, UUIDs or bytes"
+    )
+
+
+def _id(key: bytes) -> Id:
+    kind, rest = key[:1], key[1:]
+    if kind == _TEXT:
+        return rest.decode()
+    return int(rest) if kind == _NUMBER else rest
+
+
+def _shown(value: Id) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
