@@ -81,7 +81,7 @@ def write_vectors(path: Path, vectors: Vectors, precision: Precision) -> int:
     if precision is Precision.FLOAT16 and not np.isfinite(stored).all():
         raise StorageError("a component is above 65504, beyond float16: keep the originals as float32")
     header = _HEADER.pack(MAGIC, VERSION, kind.itemsize, len(stored), stored.shape[1], BLOCK_BYTES)
-    payload = memoryview(stored.reshape(-1).view(np.uint8))
+    payload = stored.reshape(-1).view(np.uint8).data
     sums = np.array([zlib.crc32(block) for block in _blocks(payload, BLOCK_BYTES)], "<u4").tobytes()
     with durable.replacing(path) as temp, temp.open("wb") as file:
         file.write(header + _CRC.pack(zlib.crc32(header)))
