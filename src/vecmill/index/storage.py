@@ -276,9 +276,9 @@ class Store:
             if len(there):
                 at = pc.index_in(found, value_set=keys)
                 kept = [name for name in now.columns if name not in columns.column_names]
-                merged = now.stored(there, kept)
-                for name in columns.column_names:
-                    merged = merged.append_column(name, columns.column(name).take(at))
+                stored = now.stored(there, kept)
+                changed = {name: columns.column(name).take(at) for name in columns.column_names}
+                merged = pa.table({**{name: stored.column(name) for name in kept}, **changed})
                 schema = _unified(now.catalogue.schema, merged, self._path)
                 catalogue = self._without(now, now.catalogue.next(schema=schema), there)
                 self._publish(self._with(catalogue, found, now.fetch(there), merged))
