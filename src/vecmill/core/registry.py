@@ -20,7 +20,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "azure": "vecmill.models.hosted.azure:load",
         "github": "vecmill.models.hosted.github:load",
     },
-    "indexes": {"exact": "vecmill.index.exact:ExactIndex"},
+    "indexes": {
+        "exact": "vecmill.index.exact:ExactIndex",
+        "flat": "vecmill.index.codes:Codes",
+        "hnsw": "vecmill.index.hnsw:HnswGraph",
+        "ivf": "vecmill.index.ivf:IvfLists",
+    },
 }
 
 
