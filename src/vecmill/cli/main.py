@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("vecmill.cli.embed:embed", "Embed every row of tables into one vector set."),
     "search": ("vecmill.cli.search:search", "Find the rows of a set nearest to a text or a vector."),
     "similar": ("vecmill.cli.search:similar", "Find the rows of a set nearest to one of its own."),
+    "index": ("vecmill.cli.index:index", "Build, change and measure collections: what is searched."),
+    "sync": (
+        "vecmill.cli.sync:sync",
+        "Bring a set, collection or PostgreSQL table up to date with a table that changed.",
+    ),
     "info": ("vecmill.cli.sets:info", "Show what a vector set says about itself."),
     "verify": ("vecmill.cli.sets:verify", "Check a vector set against itself and its model."),
     "model": ("vecmill.cli.model:model", "List, show and register models."),
@@ -42,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """name -> ("module:attribute", first line of its help), in the order of the help page."""
 
-ALIASES = {"models": "model", "jobs": "job", "caches": "cache"}
+ALIASES = {"models": "model", "jobs": "job", "caches": "cache", "indexes": "index"}
 """Plurals people type; understood, not shown."""
 
 

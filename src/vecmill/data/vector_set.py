@@ -153,6 +153,129 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> Iterator[pa.Record
     return file.batches(columns)
 
 
+@dataclass(frozen=True, slots=True)
+class SetBatch:
+    """Consecutive rows of a set.
+
+    Attributes:
+        ids: (n,) the id of every row.
+        vectors: (m, d) float32: the rows that have a vector. rows: (m,) int64, their places in the batch.
+        columns: (n) rows of the columns asked for.
+    """
+
+    ids: list[str]
+    vectors: Vectors
+    rows: IntArray
+    columns: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class VectorStream:
+    """A vector set to be read batch by batch; fields as those of `VectorSet`.
+
+    Attributes:
+        schema: The columns but the vectors, with their types.
+    """
+
+    path: str
+    manifest: Manifest | None
+    total_rows: int
+    dimensions: int
+    vector_column: str
+    text_column: str | None
+    schema: pa.Schema
+    _file: SetFile = field(repr=False, compare=False)
+    _id_column: str | None = field(repr=False, compare=False)
+
+    def batches(self, columns: Sequence[str] = (), *, step: int = 16_384) -> Iterator[SetBatch]:
+        """Read all rows in order, at most `step` at once, in bounded memory where the file allows it.
+
+        Raises:
+            UnknownNameError: The set has no such column.
+            InputError: A row has no id.
+            CorruptFileError: The file is damaged, or a row has numbers that cannot be a vector.
+        """
+        for name in columns:
+            if name not in self.schema.names:
+                raise unknown_name("column", name, self.schema.names)
+        id_column = _id_column(self._file, self._id_column)
+        wanted = [*columns, self.vector_column, *([] if id_column is None else [id_column])]
+        missing = np.asarray(self._file.missing, dtype=np.int64)
+        row = 0
+        for whole in self._file.batches(list(dict.fromkeys(wanted))):
+            for start in range(0, whole.num_rows, step):
+                part = whole.slice(start, step)
+                absent = missing[(missing >= row) & (missing < row + part.num_rows)] - row
+                vectors, present = self._vectors(part.column(self.vector_column), absent, row)
+                ids = self._ids(part, id_column, row)
+                yield SetBatch(ids, vectors, present, part.select(list(columns)))
+                row += part.num_rows
+        if row != self.total_rows:
+            raise CorruptFileError(
+                f"{self.path} has {row} rows where {self.total_rows} were announced; embed again"
+            )
+
+    def _vectors(self, values: Any, absent: IntArray, row: int) -> tuple[Vectors, IntArray]:
+        where = f"{self.path}, column {self.vector_column!r}"
+        with reading(self._file.path):
+            block, present = _block(values, absent, row, where)
+        if not len(present):
+            return np.empty((0, self.dimensions), dtype=np.float32), present
+        if block.shape[1] != self.dimensions:
+            raise _not_a_vector(where, row + int(present[0]), block.shape[1], self.dimensions)
+        with np.errstate(over="ignore"):
+            vectors = np.ascontiguousarray(block, dtype=np.float32)
+        _ensure_finite(vectors, present + row, where)
+        return vectors, present
+
+    def _ids(self, part: pa.RecordBatch, column: str | None, row: int) -> list[str]:
+        if column is None:
+            ids = self._file.ids
+            there = range(row, row + part.num_rows)
+            return [str(at) for at in there] if ids is None else ids[row : row + part.num_rows]
+        values = part.column(column).to_pylist()
+        if None in values:
+            raise InputError(f"{self.path}: row {row + values.index(None)} has no id in column {column!r}")
+        return [str(value) for value in values]
+
+
+def stream_vectors(
+    path: str | Path, *, vector_column: str | None = None, id_column: str | None = None
+) -> VectorStream:
+    """Open a vector set for reading batch by batch. Arguments and errors as `read_vectors`.
+
+    Cost: the manifest and the schema; of a file that does not say how long its vectors are, the first ones.
+    """
+    file = open_set_file(Path(path))
+    column = _vector_column(file, vector_column)
+    _id_column(file, id_column)
+    manifest = _speaking_of(file, column)
+    others = [entry for entry in file.schema if entry.name != column]
+    return VectorStream(
+        path=str(path),
+        manifest=manifest,
+        total_rows=file.rows,
+        dimensions=_declared_width(file, column) or _first_width(file, column),
+        vector_column=column,
+        text_column=_text_column(file),
+        schema=pa.schema(others),
+        _file=file,
+        _id_column=id_column,
+    )
+
+
+def _first_width(file: SetFile, column: str) -> int:
+    """Return the width of the first vector; 0 where there is none."""
+    for batch in file.batches([column]):
+        with reading(file.path):
+            block, present = _block(
+                batch.column(0), np.empty(0, dtype=np.int64), 0, f"{file.path}, column {column!r}"
+            )
+        if len(present):
+            return int(block.shape[1])
+    return 0
+
+
 def _vector_column(file: SetFile, asked: str | None) -> str:
     names = file.schema.names
     if asked is not None:
@@ -201,17 +324,21 @@ def _text_column(file: SetFile) -> str | None:
     return name if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
-def _ids(file: SetFile, asked: str | None) -> list[str]:
+def _id_column(file: SetFile, asked: str | None) -> str | None:
+    """Return the column of the ids, None where they stand elsewhere or are row numbers."""
     if asked is not None:
         if asked not in file.schema.names:
             raise unknown_name("column", asked, file.schema.names)
-        column = asked
-    elif file.ids is not None:
-        return file.ids
-    elif file.manifest is not None and file.manifest.column("id") in file.schema.names:
-        column = file.manifest.column("id")
-    else:
-        return [str(row) for row in range(file.rows)]
+        return asked
+    if file.ids is None and file.manifest is not None and file.manifest.column("id") in file.schema.names:
+        return file.manifest.column("id")
+    return None
+
+
+def _ids(file: SetFile, asked: str | None) -> list[str]:
+    column = _id_column(file, asked)
+    if column is None:
+        return [str(row) for row in range(file.rows)] if file.ids is None else file.ids
     ids: list[str] = []
     for batch in file.batches([column]):
         values = batch.column(0)

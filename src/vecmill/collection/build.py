@@ -1,0 +1,286 @@
+"""A collection, or a table in PostgreSQL, from a vector set: in bounded memory, whole or not at all."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vecmill.core import durable
+from vecmill.core.errors import InputError, WriteError, unknown_name
+from vecmill.core.space import Manifest
+from vecmill.core.types import Id, Metric, Precision, Vectors
+from vecmill.data.vector_set import SetBatch, VectorStream, stream_vectors
+from vecmill.index.postgres_url import is_address
+from vecmill.index.settings import IndexSettings, Measured
+from vecmill.index.storage import Store, is_store
+from vecmill.index.store_index import build_index
+
+BOOKKEEPING = ("file", "row", "chunks", "warning", "error", "usage")
+"""Columns of our sets that speak of how a row was embedded: a collection does not take them unasked."""
+
+BATCH_BYTES = 32 << 20
+"""Bytes of vectors added at once."""
+
+Report = Callable[[int, int], None]
+"""Called with the rows done and the rows in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What was built.
+
+    Attributes:
+        target: The folder, or the address without its password.
+        rows: Rows that can be found now.
+        without_vector: Rows of the set that have no vector and were left out.
+        dimensions: Components of a vector.
+        metric: What "near" means there.
+        described: What its index is, as people say it; None where every search is exact.
+        measured: The recall measured on held-back rows; None where nothing was left out.
+    """
+
+    target: str
+    rows: int
+    without_vector: int
+    dimensions: int
+    metric: str
+    described: str | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a set, fit to be added.
+
+    Attributes:
+        ids: (m,) their ids. vectors: (m, d) float32. columns: (m) rows of other columns.
+        read: Rows of the set read for them, those without a vector included.
+    """
+
+    ids: list[str]
+    vectors: Vectors
+    columns: pa.Table
+    read: int
+
+
+def build_collection(
+    source_set: str | Path,
+    target: str | Path,
+    *,
+    metric: Metric | str = Metric.COSINE,
+    settings: IndexSettings | None = None,
+    originals: Precision | str = Precision.FLOAT32,
+    columns: Sequence[str] | None = None,
+    vector_column: str | None = None,
+    id_column: str | None = None,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    told: Callable[[str], None] | None = None,
+) -> Built:
+    """Build a collection or a table in PostgreSQL from a vector set, and its index.
+
+    Memory: a batch of rows; the index takes what its kind takes. A folder is made beside and renamed, so a
+    build that dies leaves nothing under the name. To replace an old one (`overwrite`), that is removed when
+    the new one is whole.
+
+    Args:
+        source_set: A vector set, ours or from elsewhere.
+        target: A folder that does not exist yet, or postgresql://….
+        metric: What "near" means there.
+        settings: The index; None: every search compares with all. In PostgreSQL a precision of float32 means
+            what suits the vectors.
+        originals: float32, or float16: half the disk, rounded to 11 bits. Folders only.
+        columns: Columns that hits can carry; None for all but those that speak of how a row was embedded.
+        vector_column: As `read_vectors` takes it.
+        id_column: As `read_vectors` takes it.
+        overwrite: Replace a collection that is there.
+        progress: Told how far it is, in rows.
+        told: Told what building the index is doing.
+
+    Raises:
+        InputError: Something is there already, or an argument does not fit the set.
+        CorruptFileError: The set is damaged.
+        WriteError: The disk is full or does not allow it; nothing is left behind.
+    """
+    stream = stream_vectors(source_set, vector_column=vector_column, id_column=id_column)
+    if not stream.dimensions:
+        raise InputError(
+            f"{stream.path} holds no vector, so nobody knows of how many dimensions: embed it first"
+        )
+    kept = columns_of(stream, columns)
+    if is_address(target):
+        if str(originals) != Precision.FLOAT32:
+            raise InputError("PostgreSQL keeps its originals as float32; leave out originals")
+        from vecmill.collection.build_postgres import build_table
+
+        return build_table(
+            stream, str(target), kept, metric, settings, overwrite=overwrite, progress=progress
+        )
+    if "://" in str(target):
+        raise InputError(f"{target}: a collection is a local folder, or a postgresql:// URL")
+    return _build_folder(
+        stream, Path(target).absolute(), kept, metric, settings, originals, overwrite, progress, told
+    )
+
+
+def set_rows(stream: VectorStream, columns: Sequence[str], *, step: int | None = None) -> Iterator[Rows]:
+    """Yield the rows of a set that have a vector, an id's rows always together where they follow another.
+
+    Args:
+        stream: The set.
+        columns: Which other columns.
+        step: Rows at once, about; None for `BATCH_BYTES` of vectors.
+    """
+    wanted = step or max(256, BATCH_BYTES // (4 * max(1, stream.dimensions)))
+    waiting: list[Rows] = []
+    for batch in stream.batches(columns, step=wanted):
+        waiting.append(_with_vector(batch))
+        if sum(len(rows.ids) for rows in waiting) >= wanted:
+            whole, rest = _cut(_joined(waiting))
+            waiting = [rest]
+            if whole.ids:
+                yield whole
+    if waiting:
+        yield _joined(waiting)
+
+
+def text_column_of(stream: VectorStream, columns: Sequence[str]) -> str | None:
+    """Return the column that was embedded, where it is among those kept."""
+    return stream.text_column if stream.text_column in columns else None
+
+
+def may_repeat(manifest: Manifest | None) -> bool:
+    """Say whether ids of a set may stand at several rows: its texts were cut into chunks."""
+    return manifest is not None and manifest.long_text == "chunks"
+
+
+def columns_of(stream: VectorStream, asked: Sequence[str] | None) -> list[str]:
+    """Return the columns a collection takes of a set.
+
+    Raises:
+        UnknownNameError: One that was asked for is not there.
+    """
+    if asked is not None:
+        for name in asked:
+            if name not in stream.schema.names:
+                raise unknown_name("column", name, stream.schema.names)
+        return list(dict.fromkeys(asked))
+    made = stream.manifest
+    ours = set() if made is None else {made.column(role) for role in (*BOOKKEEPING, "id")}
+    return [name for name in stream.schema.names if name not in ours]
+
+
+def _build_folder(
+    stream: VectorStream,
+    folder: Path,
+    columns: list[str],
+    metric: Metric | str,
+    settings: IndexSettings | None,
+    originals: Precision | str,
+    overwrite: bool,
+    progress: Report | None,
+    told: Callable[[str], None] | None,
+) -> Built:
+    durable.make_dir(folder.parent)
+    with durable.lock(folder.with_name(f".{folder.name}.vecmill-lock"), what=str(folder)):
+        _ensure_free(folder, overwrite=overwrite)
+        durable.remove_leftovers(folder.parent, folder.name)
+        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{durable.TEMP_SUFFIX}")
+        try:
+            made = _filled(stream, beside, columns, metric, settings, originals, progress, told)
+            if folder.exists():
+                durable.remove_tree(folder)  # in one rename; the new one is whole beside it
+            durable.rename(beside, folder)
+        finally:
+            durable.remove_tree(beside)
+    return replace(made, target=str(folder))
+
+
+def _filled(
+    stream: VectorStream,
+    folder: Path,
+    columns: list[str],
+    metric: Metric | str,
+    settings: IndexSettings | None,
+    originals: Precision | str,
+    progress: Report | None,
+    told: Callable[[str], None] | None,
+) -> Built:
+    """Make a store of a whole set, and its index."""
+    store = Store.create(
+        folder,
+        dimensions=stream.dimensions,
+        metric=metric,
+        precision=originals,
+        manifest=stream.manifest,
+        text_column=text_column_of(stream, columns),
+    )
+    repeated = may_repeat(stream.manifest)
+    read = kept = 0
+    for rows in set_rows(stream, columns):
+        ids: list[Id] = list(rows.ids)
+        store.add(ids, rows.vectors, rows.columns if columns else None, repeated=repeated)
+        read, kept = read + rows.read, kept + len(ids)
+        if progress is not None:
+            progress(read, stream.total_rows)
+    state = None
+    if settings is not None and not settings.is_exact and kept:
+        state = build_index(store, settings, progress=told)
+    return Built(
+        target=str(folder),
+        rows=kept,
+        without_vector=stream.total_rows - kept,
+        dimensions=stream.dimensions,
+        metric=store.catalogue.metric.value,
+        described=None if state is None else str(state.settings),
+        measured=None if state is None else state.measured,
+    )
+
+
+def _ensure_free(folder: Path, *, overwrite: bool) -> None:
+    if is_store(folder):
+        if not overwrite:
+            raise InputError(
+                f"{folder} is a collection already: add to it with `vecmill index add`, or --overwrite it"
+            )
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists():
+        raise WriteError(f"{folder} is there already and is no collection: name a new folder")
+
+
+def _with_vector(batch: SetBatch) -> Rows:
+    table = pa.Table.from_batches([batch.columns])
+    if len(batch.rows) == len(batch.ids):
+        return Rows(batch.ids, batch.vectors, table, len(batch.ids))
+    ids = [batch.ids[row] for row in batch.rows]
+    kept = table.take(pa.array(batch.rows)) if table.num_columns else table
+    return Rows(ids, batch.vectors, kept, len(batch.ids))
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        [one for part in parts for one in part.ids],
+        np.concatenate([part.vectors for part in parts]),
+        pa.concat_tables([part.columns for part in parts]),
+        sum(part.read for part in parts),
+    )
+
+
+def _cut(rows: Rows) -> tuple[Rows, Rows]:
+    """Cut off the rows of the last id: more of them may follow."""
+    end = len(rows.ids)
+    while end and rows.ids[end - 1] == rows.ids[-1]:
+        end -= 1
+    last: npt.NDArray[np.float32] = rows.vectors[end:]
+    whole = Rows(rows.ids[:end], rows.vectors[:end], rows.columns.slice(0, end), rows.read - len(last))
+    return whole, Rows(rows.ids[end:], last, rows.columns.slice(end), len(last))

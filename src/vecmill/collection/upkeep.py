@@ -1,0 +1,288 @@
+"""What is done to a collection that is there: sets added, items deleted, space given back; what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vecmill.collection.build import Report, columns_of, may_repeat, set_rows
+from vecmill.collection.filters import parse
+from vecmill.core import catalog
+from vecmill.core.errors import InputError, SpaceMismatchError
+from vecmill.core.space import Manifest, ensure_comparable
+from vecmill.core.types import Id
+from vecmill.data.vector_set import VectorStream, stream_vectors
+from vecmill.index.postgres_url import is_address
+from vecmill.index.settings import IndexSettings, Measured
+from vecmill.index.storage import SEGMENTS, SIDECARS, Change, Compaction, Store
+from vecmill.index.store_index import build_index, refresh, state_of
+
+_AT_ONCE = 65_536
+
+
+def add_set(
+    path: str | Path,
+    source_set: str | Path,
+    *,
+    replace: bool = False,
+    columns: Sequence[str] | None = None,
+    vector_column: str | None = None,
+    id_column: str | None = None,
+    progress: Report | None = None,
+) -> tuple[Change, int]:
+    """Add the rows of a vector set to a collection, in bounded memory; on disk when this returns.
+
+    A batch at a time: where a crash comes between two of them, the same call with `replace` goes on.
+
+    Args:
+        path: The collection's folder, or postgresql://… (then all in one transaction).
+        source_set: A set of vectors of the same model.
+        replace: Items whose id is there give way; otherwise they are an error, before anything is added.
+        columns: Columns to take; None for all but those that speak of how a row was embedded.
+        vector_column: As `read_vectors` takes it.
+        id_column: As `read_vectors` takes it.
+        progress: Told how far it is.
+
+    Returns:
+        What changed, and how many rows of the set have no vector.
+
+    Raises:
+        SpaceMismatchError: The vectors are of another model, or nobody knows of which.
+        InputError: An id is there already, or stands twice in the set.
+    """
+    stream = stream_vectors(source_set, vector_column=vector_column, id_column=id_column)
+    names = columns_of(stream, columns)
+    if is_address(path):
+        from vecmill.collection import build_postgres
+
+        change = build_postgres.add_to_table(str(path), stream, names, replace=replace, progress=progress)
+        return change, stream.total_rows - change.added
+    store = Store.open(path)
+    ensure_same_space(store.catalogue.manifest, stream, str(path))
+    repeated = may_repeat(stream.manifest)
+    if not replace:
+        _ensure_new(store, stream)
+    added = replaced = read = 0
+    for rows in set_rows(stream, names):
+        done = store.add(
+            rows.ids, rows.vectors, rows.columns if names else None, replace=replace, repeated=repeated
+        )
+        added, replaced, read = added + done.added, replaced + done.replaced, read + rows.read
+        if progress is not None:
+            progress(read, stream.total_rows)
+    refresh(store)
+    return Change(added=added, replaced=replaced), stream.total_rows - added
+
+
+def ensure_same_space(made: Manifest | None, stream: VectorStream, name: str) -> None:
+    """Refuse vectors of another model than those that are there.
+
+    Raises:
+        SpaceMismatchError: They are, or nobody knows.
+    """
+    if made is None:
+        return
+    if stream.manifest is None:
+        raise SpaceMismatchError(
+            f"{stream.path} does not say which model made its vectors, {name} holds those of {made.model}: "
+            f"embed its texts with -m {made.model}"
+        )
+    ensure_comparable(made, stream.manifest, what=name)
+
+
+def delete_items(path: str | Path, *, ids: Sequence[Id] = (), where: str | None = None) -> Change:
+    """Delete items of a collection by id or by a filter on their columns; on disk when this returns.
+
+    Args:
+        path: The collection's folder.
+        ids: Which items. A text that no item is named, but a whole number is, means that number.
+        where: `stars < 2 and lang = 'en'`: items with a row that passes.
+
+    Raises:
+        InputError: Neither is given, or the filter does not fit the columns.
+    """
+    if not ids and where is None:
+        raise InputError("nothing to delete: name ids, or a filter (--where)")
+    if is_address(path):
+        from vecmill.collection import build_postgres
+
+        return build_postgres.delete_from_table(str(path), ids, where)
+    store = Store.open(path)
+    chosen: list[Id] = list(ids)
+    if where is not None:
+        chosen += _passing(store, where)
+    deleted, missing = 0, list[Any]()
+    for start in range(0, len(chosen), _AT_ONCE):
+        done = store.delete(chosen[start : start + _AT_ONCE])
+        deleted += done.deleted
+        missing += done.missing
+    numbers = {int(one): one for one in missing if isinstance(one, str) and _is_number(one)}
+    if numbers:
+        again = store.delete(list(numbers))
+        deleted += again.deleted
+        still = {numbers[int(str(one))] for one in again.missing}
+        missing = [one for one in missing if not _is_number(one) or one in still]
+    refresh(store)
+    return Change(deleted=deleted, missing=tuple(missing))
+
+
+def compact(path: str | Path) -> Compaction:
+    """Give back the space of deleted items and gather small segments, to the end.
+
+    Bounded steps, each on disk when it ends: a crash between two loses nothing.
+    """
+    if is_address(path):
+        raise InputError("PostgreSQL gives back the space of deleted rows by itself (autovacuum)")
+    store = Store.open(path)
+    first = done = store.compact()
+    removed, written = done.rows_removed, done.bytes_written
+    while not done.complete:
+        done = store.compact()
+        removed, written = removed + done.rows_removed, written + done.bytes_written
+    refresh(store)
+    return Compaction(first.segments_before, done.segments_after, removed, written, complete=True)
+
+
+def rebuild_index(
+    path: str | Path, settings: IndexSettings, *, progress: Callable[[str], None] | None = None
+) -> tuple[str, Measured | None]:
+    """Build the index of a collection that is there anew; what is there can be searched meanwhile.
+
+    Args:
+        path: A collection's folder, or postgresql://….
+        settings: What it is made of; exact ones remove the index.
+        progress: Told what is being done.
+
+    Returns:
+        What the index is, as people say it, and the recall measured on held-back rows.
+
+    Raises:
+        InputError: The collection is empty, or the settings do not fit it.
+    """
+    if is_address(path):
+        from vecmill.collection import build_postgres
+        from vecmill.index.postgres import PostgresTable
+
+        with PostgresTable.open(str(path)) as table:
+            index = build_postgres.index_table(table, settings)
+        return ("exact", None) if index is None else (build_postgres.describe_index(index), index.measured)
+    state = build_index(Store.open(path), settings, progress=progress)
+    return str(state.settings), state.measured
+
+
+def manifest_of_target(path: str | Path) -> Manifest | None:
+    """Return what made the vectors of a collection, or of a table in PostgreSQL."""
+    if is_address(path):
+        from vecmill.index.postgres import PostgresTable
+
+        with PostgresTable.open(str(path)) as table:
+            return table.manifest
+    return Store.open(path).catalogue.manifest
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return what a collection holds: rows, bytes, segments, index and its recall, model. No texts in it."""
+    if is_address(path):
+        from vecmill.collection import build_postgres
+
+        return build_postgres.describe_table(str(path))
+    folder = Path(path)
+    store = Store.open(folder)
+    now = store.snapshot()
+    catalogue, state = now.catalogue, state_of(now)
+    item_bytes = 2 if catalogue.precision.value == "float16" else 4
+    segments = []
+    for entry in catalogue.segments:
+        payload = entry.rows * catalogue.dimensions * item_bytes
+        segments.append(
+            {
+                "name": entry.name,
+                "rows": entry.rows,
+                "deleted": entry.deleted,
+                "payload_bytes": payload,
+                "overhead_bytes": entry.vectors_bytes - payload,
+                "items_bytes": _size(folder / SEGMENTS / f"{entry.name}.items"),
+            }
+        )
+    made = catalogue.manifest
+    return {
+        "path": str(folder),
+        "rows": catalogue.live,
+        "deleted": sum(entry.deleted for entry in catalogue.segments),
+        "dimensions": catalogue.dimensions,
+        "metric": catalogue.metric.value,
+        "originals": catalogue.precision.value,
+        "generation": catalogue.generation,
+        "payload_bytes": sum(segment["payload_bytes"] for segment in segments),
+        "sidecar_bytes": sum(_size(file) for file in sorted((folder / SIDECARS).glob("*"))),
+        "segments": segments,
+        "index": {
+            "exact": state.settings.is_exact,
+            "settings": state.settings.to_json(),
+            "described": str(state.settings),
+            "measured": None if state.measured is None else state.measured.to_json(),
+            "reached": state.reached,
+            "built_over": state.rows,
+            "fresh": state.fresh,
+            "stale": state.is_stale,
+        },
+        "model": None if made is None else made.model,
+        "space": None if made is None else made.space,
+        "text_column": catalogue.text_column,
+        "columns": list(now.columns),
+        "manifest": None if made is None else {k: v for k, v in asdict(made).items() if k != "probe"},
+    }
+
+
+def ensure_shortens(manifest: Manifest | None, shorten: int | None, where: str) -> None:
+    """Refuse to shorten vectors of a model that is not known to put what matters into its first components.
+
+    Raises:
+        InputError: The model is not one of those (MRL), or nobody knows which model it is.
+    """
+    if shorten is None:
+        return
+    if manifest is None:
+        who = f"nobody knows which model made the vectors of {where}"
+    else:
+        name = manifest.model.partition(":")[2]
+        known = catalog.entry(manifest.model) or catalog.facts(name)
+        if known is not None and known.mrl:
+            return
+        who = f"{manifest.model} is not known to put what matters into its first {shorten} components"
+    raise InputError(
+        f"{who} (MRL): leave out --shorten, or say --not-mrl to have it tried; recall is measured either way"
+    )
+
+
+def _ensure_new(store: Store, stream: VectorStream) -> None:
+    """Refuse before anything is added what could not all be added."""
+    now = store.snapshot()
+    for rows in set_rows(stream, ()):
+        there = now.find(rows.ids)
+        if len(there):
+            more = f" and {len(there) - 1:,} more" if len(there) > 1 else ""
+            raise InputError(
+                f"id {now.ids(there[:1])[0]!r}{more} of {stream.path} is in {store.path} already: say "
+                "--replace to have the new rows take their place; nothing was added"
+            )
+
+
+def _passing(store: Store, where: str) -> list[Id]:
+    now = store.snapshot()
+    condition = parse(where)
+    table = now.table(condition.columns)
+    condition.check(table.schema)
+    return list(dict.fromkeys(now.ids(np.flatnonzero(condition.mask(table) & now.live))))
+
+
+def _is_number(one: Any) -> bool:
+    return isinstance(one, str) and one.removeprefix("-").isascii() and one.removeprefix("-").isdigit()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
