@@ -22,7 +22,7 @@ from vecmill.index.base import Candidates, Originals
 from vecmill.index.construct import build, counting
 from vecmill.index.copies import Hashes, hashes_of
 from vecmill.index.exact import search_originals
-from vecmill.index.faiss_candidates import as_originals, blocks, prepared, sample
+from vecmill.index.faiss_candidates import Preparation, as_originals, blocks, sample
 from vecmill.index.hnsw import HnswGraph
 from vecmill.index.ivf import IvfLists
 from vecmill.index.rescored import RescoredIndex
@@ -186,12 +186,13 @@ def _held_back(
     _, some = sample(originals, min(queries, n // _SHARE_HELD_BACK), seed)
     if len(some) < _FEWEST_QUERIES:
         return None
-    hashes = hashes_of(prepared(some, metric, None))
+    prepared = Preparation(metric, None)
+    hashes = hashes_of(prepared(some))
     _, first = np.unique(hashes, axis=0, return_index=True)
     first.sort()
     searched = np.empty(n, np.bool_)
     for start, block in blocks(originals):
-        searched[start : start + len(block)] = ~_equal(hashes_of(prepared(block, metric, None)), hashes)
+        searched[start : start + len(block)] = ~_equal(hashes_of(prepared(block)), hashes)
     if len(first) < _FEWEST_QUERIES or searched.sum() < 2 * k:
         return None
     return some[first], searched

@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeGuard, cast
 
@@ -27,6 +27,9 @@ from vecmill.index.settings import IndexKind, IndexSettings
 
 BLOCK_ROWS = 16_384
 """Vectors handed to faiss at once. A graph depends on it: the pieces of the originals must not matter."""
+
+_FARTHEST = np.float32(2.0**20)
+"""Components so large have products far from the end of float32."""
 
 _MAGIC = b"vmfaiss\n"
 _VERSION = 1
@@ -68,14 +71,41 @@ def faiss_metric(metric: Metric, settings: IndexSettings) -> int:
     )
 
 
-def prepared(vectors: Vectors, metric: Metric, shorten: int | None) -> Vectors:
-    """Return vectors as faiss compares them: cut to the leading components, for cosine of unit length.
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How vectors and queries become what faiss compares.
 
-    Returns:
-        (n, d or shorten) float32 in C order; the input itself where nothing is to be done.
+    Attributes:
+        metric: What "near" means; for cosine everything is of unit length.
+        shorten: Leading components kept, None for all.
+        exponent: But for cosine, everything is divided by 2 ** exponent, so that components lie around 1:
+            faiss squares in float32, and ends the process where that overflows.
     """
-    cut = vectors if shorten is None or shorten == vectors.shape[1] else vectors[:, :shorten]
-    return normalize(cut) if metric is Metric.COSINE else np.ascontiguousarray(cut)
+
+    metric: Metric
+    shorten: int | None
+    exponent: int = 0
+
+    @classmethod
+    def of(cls, some: Vectors, metric: Metric, shorten: int | None) -> Preparation:
+        """Learn the exponent from a sample."""
+        largest = float(np.abs(some).max(initial=0.0))
+        exponent = 0 if metric is Metric.COSINE or largest == 0.0 else int(np.frexp(largest)[1])
+        return cls(metric, shorten, exponent)
+
+    def __call__(self, vectors: Vectors) -> Vectors:
+        """Return (n, d or shorten) float32 in C order; the input itself where nothing is to be done.
+
+        What lies 2^20 times farther out than anything in the sample is moved there.
+        """
+        cut = vectors if self.shorten is None else vectors[:, : self.shorten]
+        if self.metric is Metric.COSINE:
+            return normalize(cut)
+        if self.exponent:
+            cut = np.ldexp(cut, -self.exponent)
+        elif cut.size == 0 or float(np.abs(cut).max()) <= _FARTHEST:
+            return np.ascontiguousarray(cut)
+        return np.ascontiguousarray(np.clip(cut, -_FARTHEST, _FARTHEST))
 
 
 def compared_dimensions(dimensions: int, settings: IndexSettings) -> int:

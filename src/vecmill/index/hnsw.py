@@ -19,6 +19,7 @@ from vecmill.index.base import Originals
 from vecmill.index.copies import Copies, copies_in, hashes_of
 from vecmill.index.faiss_candidates import (
     BLOCK_ROWS,
+    Preparation,
     as_originals,
     blocks,
     checked_queries,
@@ -29,7 +30,6 @@ from vecmill.index.faiss_candidates import (
     found_rows,
     framed,
     load_faiss,
-    prepared,
     revived,
     sample,
     selector,
@@ -55,11 +55,16 @@ class HnswGraph:
     """
 
     def __init__(
-        self, index: Any, settings: IndexSettings, metric: Metric, dimensions: int, copies: Copies | None
+        self,
+        index: Any,
+        settings: IndexSettings,
+        prepared: Preparation,
+        dimensions: int,
+        copies: Copies | None,
     ) -> None:
         self._index = index
         self._settings = settings
-        self._metric = metric
+        self._prepared = prepared
         self._dimensions = dimensions
         self._copies = copies
         self._all_copies = copies
@@ -98,7 +103,9 @@ class HnswGraph:
         index = _empty(d, settings, faiss_metric(metric, settings))
         index.hnsw.rng = load_faiss().RandomGenerator(seed % (1 << 31))
         index.hnsw.efConstruction = max(settings.ef_construction, settings.m)
-        copies = _copies(originals, metric, settings.shorten)
+        _, some = sample(originals, _TRAINING_ROWS, seed)
+        prepared = Preparation.of(some, metric, settings.shorten)
+        copies = _copies(originals, prepared)
         count = len(copies)
         if leave_out is not None:
             out = copies.any_of(leave_out)
@@ -107,17 +114,16 @@ class HnswGraph:
         if not count:
             raise InputError(f"nothing to index: all {len(originals)} vectors are left out")
         if not index.is_trained:
-            _, some = sample(originals, _TRAINING_ROWS, seed)
-            index.train(prepared(some, metric, settings.shorten))
+            index.train(prepared(some))
+        del some
         new = np.zeros(len(originals), np.bool_)
         new[copies.head(count).first_rows] = True
         for start, block in blocks(originals):
             if (chosen := new[start : start + len(block)]).any():
-                some = block if chosen.all() else block[chosen]
-                index.add(prepared(some, metric, settings.shorten))
+                index.add(prepared(block if chosen.all() else block[chosen]))
             if progress is not None:
                 progress(start + len(block), len(originals))
-        graph = cls(index, settings, metric, originals.dimensions, None if copies.are_none else copies)
+        graph = cls(index, settings, prepared, originals.dimensions, None if copies.are_none else copies)
         if leave_out is not None:
             graph._copies = copies.head(count)
         return graph
@@ -134,7 +140,7 @@ class HnswGraph:
         originals = as_originals(vectors)
         for start in range(0, len(rows), BLOCK_ROWS):
             some = originals.fetch(rows[start : start + BLOCK_ROWS])
-            self._index.add(prepared(some, self._metric, self._settings.shorten))
+            self._index.add(self._prepared(some))
         self._copies = self._all_copies
 
     @property
@@ -145,7 +151,7 @@ class HnswGraph:
     @property
     def metric(self) -> Metric:
         """What "near" means here."""
-        return self._metric
+        return self._prepared.metric
 
     @property
     def settings(self) -> IndexSettings:
@@ -171,7 +177,7 @@ class HnswGraph:
             oversample=settings.oversample,
             recall_target=settings.recall_target,
         )
-        graph = HnswGraph(self._index, same, self._metric, self._dimensions, self._all_copies)
+        graph = HnswGraph(self._index, same, self._prepared, self._dimensions, self._all_copies)
         graph._copies = self._copies
         return graph
 
@@ -209,15 +215,15 @@ class HnswGraph:
             sel = selector(chosen)
             ef = round(ef * total / int(np.count_nonzero(chosen)))
         hard = load_faiss().SearchParametersHNSW(efSearch=min(ef, total), sel=sel)
-        compared = prepared(asked, self._metric, self._settings.shorten)
-        found = found_rows(self._index, compared, min(wanted, total), hard)
+        found = found_rows(self._index, self._prepared(asked), min(wanted, total), hard)
         return found if copies is None else copies.rows(found, wanted)
 
     def to_bytes(self) -> bytes:
         """Return the graph as bytes with a digest; `from_bytes` is the way back. Holds it twice meanwhile."""
         header = {
             "settings": self._settings.to_json(),
-            "metric": self._metric.value,
+            "metric": self.metric.value,
+            "exponent": self._prepared.exponent,
             "dimensions": self._dimensions,
             "rows": len(self),
         }
@@ -244,7 +250,8 @@ class HnswGraph:
         stored = IndexSettings.from_json(header["settings"])
         used = ensure_same_make(stored, settings, IndexKind.HNSW, ("m", "ef_construction"), where)
         copies = Copies(arrays[0], arrays[1]) if arrays else None
-        return cls(revived(payload, where), used, Metric(header["metric"]), header["dimensions"], copies)
+        prepared = Preparation(Metric(header["metric"]), used.shorten, header["exponent"])
+        return cls(revived(payload, where), used, prepared, header["dimensions"], copies)
 
 
 def _empty(d: int, settings: IndexSettings, metric: int) -> Any:
@@ -261,9 +268,9 @@ def _code_bytes(index: Any) -> int:
     return int(load_faiss().downcast_index(index.storage).sa_code_size())
 
 
-def _copies(originals: Originals, metric: Metric, shorten: int | None) -> Copies:
+def _copies(originals: Originals, prepared: Preparation) -> Copies:
     """Find equal vectors, compared as faiss will see them. One pass over the originals."""
     hashes = np.empty((len(originals), 2), np.uint64)
     for start, block in blocks(originals):
-        hashes[start : start + len(block)] = hashes_of(prepared(block, metric, shorten))
+        hashes[start : start + len(block)] = hashes_of(prepared(block))
     return copies_in(hashes)

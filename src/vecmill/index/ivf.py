@@ -18,6 +18,7 @@ from vecmill.core.errors import InputError
 from vecmill.core.types import IntArray, Mask, Metric, Precision, Vectors
 from vecmill.index.base import Originals
 from vecmill.index.faiss_candidates import (
+    Preparation,
     as_originals,
     blocks,
     checked_queries,
@@ -28,7 +29,6 @@ from vecmill.index.faiss_candidates import (
     found_rows,
     framed,
     load_faiss,
-    prepared,
     revived,
     sample,
     selector,
@@ -63,10 +63,10 @@ class IvfLists:
     same number of threads; another number may round the centres differently.
     """
 
-    def __init__(self, index: Any, settings: IndexSettings, metric: Metric, dimensions: int) -> None:
+    def __init__(self, index: Any, settings: IndexSettings, prepared: Preparation, dimensions: int) -> None:
         self._index = index
         self._settings = settings
-        self._metric = metric
+        self._prepared = prepared
         self._dimensions = dimensions
 
     @classmethod
@@ -106,12 +106,14 @@ class IvfLists:
         index = _empty(d, nlist, chosen, faiss_metric(metric, chosen))
         quantizing = _PQ_TRAINING_ROWS if chosen.precision is Precision.PQ else 0
         _, some = sample(originals, max(nlist * _TRAINING_ROWS_PER_LIST, quantizing), seed)
-        _train(index, _padded(prepared(some, metric, chosen.shorten), index.d), chosen, seed)
+        prepared = Preparation.of(some, metric, chosen.shorten)
+        _train(index, _padded(prepared(some), index.d), chosen, seed)
+        del some
         for start, block in blocks(originals):
-            index.add(_padded(prepared(block, metric, chosen.shorten), index.d))
+            index.add(_padded(prepared(block), index.d))
             if progress is not None:
                 progress(start + len(block), n)
-        return cls(index, chosen, metric, originals.dimensions)
+        return cls(index, chosen, prepared, originals.dimensions)
 
     @property
     def dimensions(self) -> int:
@@ -121,7 +123,7 @@ class IvfLists:
     @property
     def metric(self) -> Metric:
         """What "near" means here."""
-        return self._metric
+        return self._prepared.metric
 
     @property
     def settings(self) -> IndexSettings:
@@ -149,7 +151,7 @@ class IvfLists:
             oversample=settings.oversample,
             recall_target=settings.recall_target,
         )
-        return IvfLists(self._index, same, self._metric, self._dimensions)
+        return IvfLists(self._index, same, self._prepared, self._dimensions)
 
     def candidates(self, queries: Vectors, count: int, *, allowed: Mask | None = None) -> IntArray:
         """Name rows that are probably among the nearest, nearest first by the lists' own precision.
@@ -179,14 +181,15 @@ class IvfLists:
             sel = selector(allowed)
         nprobe = min(nprobe, self._index.nlist)
         hard = load_faiss().SearchParametersIVF(nprobe=nprobe, sel=sel)
-        compared = _padded(prepared(asked, self._metric, self._settings.shorten), self._index.d)
+        compared = _padded(self._prepared(asked), self._index.d)
         return found_rows(self._index, compared, wanted, hard)
 
     def to_bytes(self) -> bytes:
         """Return the lists as bytes with a digest; `from_bytes` is the way back. Holds them twice then."""
         header = {
             "settings": self._settings.to_json(),
-            "metric": self._metric.value,
+            "metric": self.metric.value,
+            "exponent": self._prepared.exponent,
             "dimensions": self._dimensions,
             "rows": len(self),
         }
@@ -211,7 +214,8 @@ class IvfLists:
         header, _, payload = unframed(data, where)
         stored = IndexSettings.from_json(header["settings"])
         used = ensure_same_make(stored, settings, IndexKind.IVF, ("nlist", "pq_parts", "pq_bits"), where)
-        return cls(revived(payload, where), used, Metric(header["metric"]), header["dimensions"])
+        prepared = Preparation(Metric(header["metric"]), used.shorten, header["exponent"])
+        return cls(revived(payload, where), used, prepared, header["dimensions"])
 
 
 def _empty(d: int, nlist: int, settings: IndexSettings, metric: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from vecmill.core.errors import (
     InputError,
     StorageError,
 )
-from vecmill.core.extras import installed
+from vecmill.core.extras import installed, require
 from vecmill.core.types import Metric
 from vecmill.core.vectors import nearest
 from vecmill.index.hnsw import HnswGraph
@@ -55,6 +56,16 @@ def made(
 def read(data: bytes, made_of: dict[str, Any]) -> HnswGraph | IvfLists:
     kind = HnswGraph if made_of["kind"] == "hnsw" else IvfLists
     return kind.from_bytes(data, where="films.graph")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small searches by several threads spend their time waiting for each other."""
+    faiss = require("faiss", extra="ann")
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
