@@ -1,4 +1,4 @@
-"""`vecmill search` and `vecmill similar`: what a set holds that is near."""
+"""`vecmill search` and `vecmill similar`: what is near in a set, a collection or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from vecmill.embedder.background import run_sync
 
 if TYPE_CHECKING:
     from vecmill.collection.search import SearchResult
-    from vecmill.core.types import Vectors
+    from vecmill.core.types import Id, Vectors
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+METRICS = ("cosine", "dot", "euclidean", "manhattan", "chebyshev", "hamming", "jaccard")
+"""As `core.types.Metric` has them; a test compares. Written out so that --help loads nothing."""
 
 
 def _shared(command: Command) -> Command:
@@ -34,10 +37,16 @@ def _shared(command: Command) -> Command:
             ),
             click.option(
                 "--metric",
-                type=click.Choice(["cosine", "dot", "euclidean"]),
-                default="cosine",
-                show_default=True,
-                help='What "near" means.',
+                type=click.Choice(METRICS),
+                help='What "near" means.  [default: what SOURCE is built for, else cosine]',
+            ),
+            click.option(
+                "--where",
+                metavar="FILTER",
+                help="Only rows that pass, such as \"stars >= 4 and lang = 'en'\".",
+            ),
+            click.option(
+                "--exact", is_flag=True, help="Compare with every vector, whatever indexes there are."
             ),
             click.option("--columns", metavar="A,B|none", help="Columns to show.  [default: all in --json]"),
             click.option("--vector-column", metavar="COLUMN", help="The column of the vectors."),
@@ -54,51 +63,53 @@ def _shared(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("vector_set", metavar="SET")
+@click.argument("source", metavar="SOURCE")
 @click.argument("query", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="Embeds the query.  [default: the model that made SET]")
-@click.option("--base-url", metavar="URL", help="Where the hosted model is that made SET.")
+@click.option("-m", "--model", metavar="MODEL", help="Embeds the query.  [default: what made the vectors]")
+@click.option("--base-url", metavar="URL", help="Where the hosted model is that made the vectors.")
 @click.option(
     "--vector", type=click.Path(dir_okay=False), metavar="FILE.npy", help="Search by the vectors in a file."
 )
+@click.option("--hybrid", is_flag=True, help="Rank by the words of QUERY too, and fuse both rankings.")
 @_shared
-def search(vector_set: str, query: str | None, vector: str | None, as_json: bool, **given: Any) -> None:
-    """Find the rows of a set nearest to a text or a vector.
+def search(source: str, query: str | None, vector: str | None, as_json: bool, **given: Any) -> None:
+    """Find the rows nearest to a text or a vector.
 
-    All rows are compared. SET is what `vecmill embed` wrote, or any Parquet, Arrow, JSON lines or npy file of
-    vectors. QUERY is a text; with --vector it is a .npy file of one vector, or of several, one result each.
+    SOURCE is what `vecmill embed` or `vecmill index build` wrote, any Parquet, Arrow, JSON lines or npy file
+    of vectors, or a table in PostgreSQL. QUERY is a text; with --vector it is a .npy file of one vector, or
+    of several, one result each.
 
     \b
-    vecmill search reviews.parquet "pet food" -k 5
+    vecmill search reviews.parquet "pet food" -k 5 --where "Score >= 4"
     vecmill search films.parquet "a heist" -m ./my-model
-    vecmill search films.parquet --vector query.npy --json
+    vecmill search films.collection "heist in Vienna" --hybrid
+    vecmill search "postgresql://me@host/db?table=films" --vector query.npy --json
+
+    A filter compares columns with =, <>, <, <=, >, >=, in (...), between ... and, like, is null, joined by
+    and, or, not. Texts and dates take single quotes: lang = 'en' and day >= '2026-01-31'.
     """  # noqa: D301 - the character by which click keeps the lines
     from vecmill.collection.search import search_many
 
     if (query is None) == (vector is None):
         raise click.UsageError("give a QUERY or --vector FILE.npy, one of them")
     queries: Any = [query] if vector is None else _read_queries(Path(vector))
-    _print(
-        run_sync(search_many(vector_set, queries, **_options(given))),
-        as_json=as_json,
-        shown=given["columns"],
-    )
+    _print(run_sync(search_many(source, queries, **_options(given))), as_json=as_json, given=given)
 
 
 @click.command()
-@click.argument("vector_set", metavar="SET")
+@click.argument("source", metavar="SOURCE")
 @click.option("--id", "item", required=True, metavar="ID", help="The row's id, as `vecmill search` shows it.")
 @_shared
-def similar(vector_set: str, item: str, as_json: bool, **given: Any) -> None:
-    """Find the rows of a set nearest to one of its own.
+def similar(source: str, item: str, as_json: bool, **given: Any) -> None:
+    """Find the rows nearest to one of SOURCE's own.
 
     \b
     vecmill similar reviews.parquet --id "reviews.csv#17"
     """  # noqa: D301 - the character by which click keeps the lines
     from vecmill.collection.search import similar_async
 
-    found = run_sync(similar_async(vector_set, item, **_options(given)))
-    _print([found], as_json=as_json, shown=given["columns"])
+    found = run_sync(similar_async(source, item, **_options(given)))
+    _print([found], as_json=as_json, given=given)
 
 
 def _options(given: dict[str, Any]) -> Any:
@@ -127,16 +138,44 @@ def _read_queries(path: Path) -> Vectors:
     return check(np.atleast_2d(numbers), what=str(path))
 
 
-def _print(results: Sequence[SearchResult], *, as_json: bool, shown: str | None) -> None:
+def _print(results: Sequence[SearchResult], *, as_json: bool, given: dict[str, Any]) -> None:
+    for note in dict.fromkeys(note for result in results for note in result.notes):
+        tell(f"note: {note}")
     for number, result in enumerate(results):
+        which = f"query {number}" if len(results) > 1 else ""
         if as_json:
             emit(_record(result))
-            continue
-        if len(results) > 1:
-            say(f"query {number}")
-        say(*_lines(result, shown))
-        if not result.hits:
+        else:
+            say(*([which] if which else []), *_lines(result, given["columns"]))
+        if why := _why_fewer(result, given):
+            tell(f"{which}: {why}" if which else why)
+        elif not result.hits and not as_json:
             tell("nothing found")
+
+
+def _why_fewer(result: SearchResult, given: dict[str, Any]) -> str:
+    """Say why there are fewer hits than asked for; nothing where nobody asked for a number."""
+    found = len(result)
+    match result.fewer:
+        case "threshold":
+            limits = [name for name in ("max_distance", "min_similarity") if given[name] is not None]
+            reason = "the others do not pass " + " and ".join(
+                f"--{name.replace('_', '-')}" for name in limits
+            )
+        case "where":
+            reason = {0: "no row passes --where", 1: "only 1 row passes --where"}.get(
+                found, f"only {found:,} rows pass --where"
+            )
+        case "size" if _was_given("k"):
+            reason = "there are no more"
+        case _:
+            return ""
+    return f"{found:,} of {given['k']:,} asked for: {reason}"
+
+
+def _was_given(option: str) -> bool:
+    context = click.get_current_context()
+    return context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
 
 
 def _record(result: SearchResult) -> dict[str, Any]:
@@ -148,7 +187,7 @@ def _record(result: SearchResult) -> dict[str, Any]:
         "results": [
             {
                 "rank": hit.rank,
-                "id": hit.id,
+                "id": _id(hit.id),
                 "distance": hit.distance,
                 "similarity": hit.similarity,
                 "text": hit.text,
@@ -159,6 +198,11 @@ def _record(result: SearchResult) -> dict[str, Any]:
     }
 
 
+def _id(name: Id) -> str | int:
+    """Return an id as JSON can have it: bytes as hexadecimal digits."""
+    return name.hex() if isinstance(name, bytes) else name
+
+
 def _lines(result: SearchResult, shown: str | None) -> list[str]:
     """Lay out hits for people: rank, similarity, id, asked-for columns, text."""
     names = () if shown is None else listed(shown)
@@ -167,7 +211,7 @@ def _lines(result: SearchResult, shown: str | None) -> list[str]:
         (
             str(hit.rank),
             f"{hit.similarity:.4f}",
-            str(hit.id),
+            str(_id(hit.id)),
             *("" if hit.columns[name] is None else str(hit.columns[name]) for name in names),
             *(() if asked else (_said(hit.text, hit.columns if shown is None else {}),)),
         )

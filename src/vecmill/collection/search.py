@@ -42,6 +42,7 @@ class SearchResult:
         hits: Nearest first, equal distances in row order; of a hybrid search best first.
         fewer: Why there are fewer than k: "threshold", "where" (no more rows pass the filter) or "size" (no
             more are there); None when complete.
+        notes: What people should know about the source, such as an index that is out of date.
     """
 
     query: str | None
@@ -51,6 +52,7 @@ class SearchResult:
     metric: str
     hits: tuple[Hit, ...]
     fewer: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -279,6 +281,7 @@ def _results(
         return []
     hits = iter(_hits(items, [one.near for one in found], metric, asked))
     labels: Sequence[str | None] = ready.texts or [None] * len(found)
+    notes = tuple(getattr(items, "notes", ()))  # not every source has something to say
     return [
         SearchResult(
             query=label,
@@ -288,6 +291,7 @@ def _results(
             metric=metric.value,
             hits=next(hits),
             fewer=one.fewer,
+            notes=notes,
         )
         for label, one in zip(labels, found, strict=True)
     ]
