@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vecmill._version import __version__
 
 if TYPE_CHECKING:
+    from vecmill.collection.collection import Collection
     from vecmill.collection.search import SearchResult, search, search_async, similar, similar_async
     from vecmill.collection.tables import embed, embed_async
     from vecmill.core.errors import Error
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncEmbedder",
+    "Collection",
     "Embedder",
     "Embeddings",
     "Error",
@@ -47,6 +49,7 @@ __all__ = [
 
 _HOMES = {
     "AsyncEmbedder": "vecmill.embedder.embedder",
+    "Collection": "vecmill.collection.collection",
     "Embedder": "vecmill.embedder.embedder",
     "Embeddings": "vecmill.embedder.embedder",
     "Error": "vecmill.core.errors",

@@ -170,7 +170,7 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(TEMP_SUFFIX)
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     """Return the BLAKE2b-128 digest of some bytes, 32 hex digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

@@ -317,7 +317,7 @@ def test_sixteen_readers_see_whole_states_while_one_writes(store: Store) -> None
                 wrong.append("an id twice")
             if len(first) != len(ids) or len(ids) < 20:
                 wrong.append(f"{len(ids)} items")
-            stop.wait(0.002)  # sixteen loops without a pause would leave the writer nothing of the interpreter
+            stop.wait(0.002)  # sixteen loops without a pause leave the writer no time
 
     readers = [threading.Thread(target=read) for _ in range(16)]
     for reader in readers:

@@ -1,0 +1,336 @@
+"""A collection and the model that embeds for it: texts in, texts out, on disk between the calls.
+
+`Collection` keeps what it is given as soon as a method returns. Other processes may search the same folder at
+any time, and write to it one after another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vecmill.collection.collection_items import CollectionItems
+from vecmill.core.config import Settings
+from vecmill.core.errors import InputError, unknown_name
+from vecmill.core.space import Manifest, ensure_comparable
+from vecmill.core.types import Id, Metric, Precision
+from vecmill.embedder.background import run_sync
+from vecmill.embedder.embedder import AsyncEmbedder
+from vecmill.index.keys import ids_of, keys_of
+from vecmill.index.settings import IndexKind, IndexSettings
+from vecmill.index.storage import Change, Compaction, Store
+from vecmill.index.store_index import IndexState, build_index, refresh, state_of
+
+if TYPE_CHECKING:
+    from vecmill.collection.search import SearchResult
+    from vecmill.collection.search_options import SearchKeywords
+
+TEXT = "text"
+
+
+class Collection:
+    """Items on disk that can be added, changed, deleted and searched.
+
+    Any thread may use it. Opening costs reading the catalogue and the items' columns once; vectors stay on
+    disk, codes and graphs are loaded by the first search.
+
+    Args:
+        path: The folder of an existing collection; `Collection.create` makes one.
+        settings: None reads environment and `vecmill.toml`.
+
+    Raises:
+        InputError: The folder is not a collection.
+        CorruptFileError: A file is damaged; the message says which, and the cure.
+    """
+
+    def __init__(self, path: str | Path, *, settings: Settings | None = None) -> None:
+        self._store = Store.open(path)
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._items = CollectionItems(self._store.snapshot())
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        metric: Metric | str = Metric.COSINE,
+        precision: Precision | str = Precision.FLOAT32,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Make an empty collection.
+
+        Args:
+            path: A folder that does not exist yet, or is empty.
+            model: Embeds its texts; None takes the settings' model, unless `dimensions` alone are given.
+            dimensions: Without `model`: it takes vectors of this width, from anywhere. With it: fewer than
+                the model's, for models that allow it.
+            metric: What "near" means.
+            precision: float32, or float16: half the disk.
+            settings: None reads environment and `vecmill.toml`.
+
+        Raises:
+            InputError: The folder holds something.
+            UnknownNameError: No such model or metric.
+            ProviderError: A hosted model had to be asked for its size, and failed.
+        """
+        manifest = None
+        if model is not None or dimensions is None:
+            manifest = run_sync(_manifest(model, dimensions, settings))
+        Store.create(
+            path,
+            dimensions=manifest.dimensions if manifest is not None else dimensions or 0,
+            metric=metric,
+            precision=precision,
+            manifest=manifest,
+            text_column=None if manifest is None else TEXT,
+        )
+        return cls(path, settings=settings)
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._store.path
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What makes its vectors; None where they may come from anywhere."""
+        return self._store.catalogue.manifest
+
+    def __len__(self) -> int:
+        """Return how many rows can be found now."""
+        return len(self._store)
+
+    def items(self) -> CollectionItems:
+        """Return what it holds now; later changes do not show in it."""
+        snapshot = self._store.snapshot()
+        with self._lock:
+            if self._items.snapshot is not snapshot:
+                self._items = CollectionItems(snapshot, self._items)
+            return self._items
+
+    def add(
+        self,
+        ids: Sequence[object],
+        texts: Sequence[str] | None = None,
+        *,
+        vectors: npt.ArrayLike | None = None,
+        columns: object | None = None,
+        replace: bool = False,
+    ) -> Change:
+        """Add items by their texts or their vectors, all or none. On disk when this returns.
+
+        Args:
+            ids: (n,) text, whole numbers of 64 bits, UUIDs or bytes, each once.
+            texts: (n,) embedded by the collection's model, and kept in its text column.
+            vectors: (n, d) instead of embedding; with `texts` too, the texts are kept beside them.
+            columns: n rows of other columns: a dict of lists, or any frame.
+            replace: Items with the same id give way; otherwise they are an error.
+
+        Raises:
+            InputError: Ids are repeated or there already, lengths differ, or nothing says how to embed.
+            ProviderError: The model failed; nothing was added.
+            WriteError: The disk is full; nothing was added.
+        """
+        return run_sync(self.add_async(ids, texts, vectors=vectors, columns=columns, replace=replace))
+
+    async def add_async(
+        self,
+        ids: Sequence[object],
+        texts: Sequence[str] | None = None,
+        *,
+        vectors: npt.ArrayLike | None = None,
+        columns: object | None = None,
+        replace: bool = False,
+    ) -> Change:
+        """Add items; see `add`."""
+        table = _as_table(columns)
+        made = await self._vectors(texts, vectors)
+        if texts is not None:
+            table = _with_texts(table, self._text_column(), texts)
+        change = await asyncio.to_thread(self._store.add, list(ids), made, table, replace=replace)
+        await asyncio.to_thread(refresh, self._store)
+        return change
+
+    def update(
+        self,
+        ids: Sequence[object],
+        texts: Sequence[str] | None = None,
+        *,
+        vectors: npt.ArrayLike | None = None,
+        columns: object | None = None,
+    ) -> Change:
+        """Change items that are there: texts with their vectors, or columns alone. On disk when this returns.
+
+        Columns that are not given keep their values. Arguments as `add`.
+
+        Raises:
+            UnknownNameError: An id is not there; nothing was changed.
+        """
+        return run_sync(self.update_async(ids, texts, vectors=vectors, columns=columns))
+
+    async def update_async(
+        self,
+        ids: Sequence[object],
+        texts: Sequence[str] | None = None,
+        *,
+        vectors: npt.ArrayLike | None = None,
+        columns: object | None = None,
+    ) -> Change:
+        """Change items that are there; see `update`."""
+        table = _as_table(columns)
+        now = self._store.snapshot()
+        keys = keys_of(ids)
+        positions = now.find_keys(keys)
+        order = dict(zip(now.keys(positions), positions.tolist(), strict=True))
+        for key in keys.to_pylist():
+            if key not in order:
+                names = [str(known) for known in now.ids(positions)]
+                raise unknown_name("id", str(ids_of([key])[0]), names)
+        if texts is None and vectors is None:
+            if table is None:
+                raise InputError("nothing to update: give texts, vectors or columns")
+            return await asyncio.to_thread(self._store.set_columns, list(ids), table)
+        made = await self._vectors(texts, vectors)
+        if texts is not None:
+            table = _with_texts(table, self._text_column(), texts)
+        given = [] if table is None else table.column_names
+        at = np.array([order[key] for key in keys.to_pylist()], np.int64)
+        kept = [name for name in now.columns if name not in given]
+        stored = now.stored(at, kept)
+        merged_columns = {name: stored.column(name) for name in kept}
+        if table is not None:
+            merged_columns |= {name: table.column(name) for name in given}
+        merged = pa.table(merged_columns) if merged_columns else None
+        return await asyncio.to_thread(self._store.add, list(ids), made, merged, replace=True)
+
+    def delete(self, ids: Sequence[object]) -> Change:
+        """Delete items; ids that are not there are listed in `Change.missing`. On disk when this returns."""
+        return self._store.delete(list(ids))
+
+    def search(self, query: str | npt.ArrayLike, **options: Unpack[SearchKeywords]) -> SearchResult:
+        """Find the items nearest to a text or a vector; options as `vecmill.search`."""
+        return run_sync(self.search_async(query, **options))
+
+    async def search_async(
+        self, query: str | npt.ArrayLike, **options: Unpack[SearchKeywords]
+    ) -> SearchResult:
+        """Find the items nearest to a text or a vector; see `search`."""
+        from vecmill.collection.search import search_async  # late: it opens collections itself
+
+        options.setdefault("settings", self._settings)
+        return await search_async(self.items(), query, **options)
+
+    def similar(self, item: Id, **options: Unpack[SearchKeywords]) -> SearchResult:
+        """Find the items nearest to one of its own; options as `vecmill.similar`."""
+        from vecmill.collection.search import similar
+
+        return similar(self.items(), item, **options)
+
+    def build_index(
+        self,
+        *,
+        kind: IndexKind | str = IndexKind.FLAT,
+        precision: Precision | str = Precision.INT8,
+        recall_target: float = 0.99,
+        k: int = 10,
+        progress: Callable[[str], None] | None = None,
+        **parameters: Any,
+    ) -> IndexState:
+        """Compress or index what the collection holds, to find neighbours faster; measured on its own rows.
+
+        Args:
+            kind: "flat" (codes scanned one by one), "hnsw" or "ivf" (`[ann]`).
+            precision: How candidates are kept: "int8", "binary", "pq", "float16", "float32".
+            recall_target: The share of true neighbours wanted at `k`; how hard to search is chosen for it.
+            k: Neighbours recall is measured at.
+            progress: Told what is being done.
+            **parameters: Other fields of `IndexSettings`: shorten, m, ef_construction, nlist.
+
+        Raises:
+            InputError: The collection is empty, or settings do not fit together.
+            MissingExtraError: A graph or lists without faiss installed.
+        """
+        settings = IndexSettings(
+            kind=IndexKind(kind), precision=Precision(precision), recall_target=recall_target, **parameters
+        )
+        return build_index(self._store, settings, k=k, progress=progress)
+
+    def index_state(self) -> IndexState:
+        """Return what index it has, its measured recall, and how well it fits what is held now."""
+        return state_of(self._store.snapshot())
+
+    def compact(self) -> Compaction:
+        """Give back the space of deleted items and gather small segments; bounded, call again for more."""
+        done = self._store.compact()
+        refresh(self._store)
+        return done
+
+    def verify(self) -> None:
+        """Check every byte against its checksum.
+
+        Raises:
+            CorruptFileError: A file is not what was written; the message says which, and the cure.
+        """
+        self._store.verify()
+
+    def _text_column(self) -> str:
+        column = self._store.catalogue.text_column
+        if column is None:
+            raise InputError(
+                f"{self.path} keeps vectors from anywhere and has no text column: pass the texts as a column"
+            )
+        return column
+
+    async def _vectors(self, texts: Sequence[str] | None, vectors: npt.ArrayLike | None) -> npt.ArrayLike:
+        if vectors is not None:
+            return vectors
+        if texts is None:
+            raise InputError("give texts to embed, or vectors")
+        manifest = self.manifest
+        if manifest is None:
+            raise InputError(f"{self.path} does not say which model made its vectors: give vectors")
+        hosted = manifest.provider != "local"
+        async with AsyncEmbedder(
+            manifest.model,
+            dimensions=manifest.dimensions if hosted else None,
+            precision=None if hosted else manifest.precision,
+            settings=self._settings,
+        ) as embedder:
+            made = await embedder.embed(list(texts), input_type=manifest.input_type)
+            if embedder.info.space != manifest.space:
+                ensure_comparable(manifest, await embedder.manifest(), what=str(self.path))
+            return made.vectors
+
+
+async def _manifest(model: str | None, dimensions: int | None, settings: Settings | None) -> Manifest:
+    async with AsyncEmbedder(model, dimensions=dimensions, settings=settings) as embedder:
+        return await embedder.manifest()
+
+
+def _as_table(columns: object | None) -> pa.Table | None:
+    if columns is None or isinstance(columns, pa.Table):
+        return columns
+    if isinstance(columns, dict):
+        return pa.table(columns)
+    from vecmill.data.frames import to_reader  # late: knows every kind of frame
+
+    return to_reader(columns).read_all()
+
+
+def _with_texts(table: pa.Table | None, column: str, texts: Sequence[str]) -> pa.Table:
+    words = pa.array(list(texts), pa.string())
+    if table is None:
+        return pa.table({column: words})
+    if column in table.column_names:
+        raise InputError(f"the columns have {column!r} already, which holds the texts; leave one of them out")
+    return table.append_column(column, words)

@@ -1,0 +1,390 @@
+"""The index of a collection: built over what it holds, kept as sidecars, right for what was added since.
+
+Rows that came after a graph was built are compared exactly and merged with what the graph finds; rows that
+are gone are masked. An index that is behind is slower, never wrong; `IndexState.fresh` says how far behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vecmill.core import durable
+from vecmill.core.errors import InputError
+from vecmill.core.types import IntArray, Mask, Metric, Neighbors, Vectors
+from vecmill.core.vectors import merged
+from vecmill.index.base import Candidates
+from vecmill.index.build import calibrate
+from vecmill.index.codes import Codec, Codes, codec_from_bytes
+from vecmill.index.exact import search_originals
+from vecmill.index.rescored import RescoredIndex
+from vecmill.index.settings import IndexKind, IndexSettings, Measured
+from vecmill.index.sidecars import read_sidecar, write_sidecar
+from vecmill.index.snapshot import Segment, Snapshot
+from vecmill.index.storage import SIDECARS, Store
+
+_KEPT_ROWS = 1024
+"""Codes of smaller segments are made when the collection is opened: quicker than a file for each."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """What index a collection has, and how well it fits what the collection holds now.
+
+    Attributes:
+        settings: Kind, precision and how hard it searches.
+        measured: The recall measured when it was built; None for exact search, whose recall is 1.
+        reached: Whether that reached the target.
+        rows: Rows it was built over.
+        fresh: Rows added since that no graph or list knows; they are compared exactly. Codes know all rows.
+    """
+
+    settings: IndexSettings
+    measured: Measured | None
+    reached: bool
+    rows: int
+    fresh: int
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a fifth of the rows are unknown to the graph: searches slow down, build it again."""
+        return self.fresh > 0.2 * max(1, self.rows)
+
+
+class SnapshotIndex:
+    """Search in one snapshot of a collection, by its index where it has one. Any thread may use it.
+
+    Loads codes or graph into memory; the originals stay on disk. Codes that are missing, stale or damaged are
+    made again in memory; without a codec or a graph the search is exact.
+    """
+
+    def __init__(self, snapshot: Snapshot, known: SnapshotIndex | None = None) -> None:
+        self.snapshot = snapshot
+        self._covered: Mask | None = None
+        self._candidates: Candidates | None = None
+        self._found: RescoredIndex | None = None
+        described = snapshot.catalogue.index
+        self.settings = (
+            IndexSettings() if described is None else IndexSettings.from_json(described["settings"])
+        )
+        if described is None or self.settings.is_exact or not len(snapshot):
+            return
+        same = known is not None and known.snapshot.catalogue.index == described
+        if self.settings.kind is IndexKind.FLAT:
+            self._open_codes(described, known if same else None)
+        else:
+            self._open_graph(described)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric it is built for."""
+        return self.snapshot.catalogue.metric
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of codes or graph in memory."""
+        return 0 if self._candidates is None else self._candidates.size_bytes
+
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        metric: Metric | None = None,
+        allowed: Mask | None = None,
+        exact: bool = False,
+    ) -> Neighbors:
+        """Find the k nearest live rows to each query: positions of the snapshot, exact distances.
+
+        Args:
+            queries: (q, d) float32.
+            k: Neighbours per query.
+            metric: Another metric than the collection's means exact search.
+            allowed: (n,) bool by position, the rows that may be found; live ones are meant by None.
+            exact: Compare with all.
+        """
+        near = self.metric if metric is None else metric
+        mask = self.snapshot.live if allowed is None else self.snapshot.live & allowed
+        everything = None if mask.all() else mask
+        if exact or self._found is None or near is not self.metric:
+            return self._exact(queries, k, near, everything)
+        if self._covered is None:
+            return self._found.search(queries, k, allowed=everything)
+        known = self._found.search(queries, k, allowed=mask & self._covered)
+        fresh = mask & ~self._covered
+        if not fresh.any():
+            return known
+        return merged([known, self._exact(queries, k, near, fresh)], k)
+
+    def _exact(self, queries: Vectors, k: int, metric: Metric, allowed: Mask | None) -> Neighbors:
+        return search_originals(
+            self.snapshot, queries, k, metric=metric, allowed=allowed, norms=self.snapshot.norms
+        )
+
+    def _open_codes(self, described: dict[str, Any], known: SnapshotIndex | None) -> None:
+        """Load or make the codes of every segment."""
+        before = known._candidates if known is not None else None
+        at = {} if known is None else _places(known.snapshot)
+        if isinstance(before, Codes):
+            codec: Codec | None = before.codec
+        else:
+            codec = _read_codec(self.snapshot.folder / SIDECARS, described["codec"])
+        if codec is None:
+            _LOG.warning("the codec of %s is missing or damaged: search is exact", self.snapshot.folder)
+            return
+        pieces = []
+        for segment in self.snapshot.segments:
+            if isinstance(before, Codes) and segment.name in at:
+                pieces.append(before.codes(at[segment.name]))
+                continue
+            stored = _read_codes(self.snapshot.folder, segment, described["codec"], codec)
+            pieces.append(_encoded(segment, codec) if stored is None else stored)
+        codes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        self._found = self._rescored(Codes(codec, codes, metric=self.metric))
+
+    def _open_graph(self, described: dict[str, Any]) -> None:
+        """Load the graph, and find which positions it knows."""
+        where = self.snapshot.folder / SIDECARS / f"graph-{described['graph'][:8]}"
+        payload = read_sidecar(where, {"kind": "graph"})
+        if payload is None or durable.digest_bytes(payload) != described["graph"]:
+            _LOG.warning("the graph of %s is missing or damaged: search is exact", self.snapshot.folder)
+            return
+        count = int(described["rows"])
+        rows = np.frombuffer(payload[: 8 * count], "<i8").astype(np.int64)
+        graph = _graph_from_bytes(bytes(payload[8 * count :]), self.settings, str(where))
+        at = np.searchsorted(self.snapshot.rows, rows)
+        inside = at < len(self.snapshot)
+        inside[inside] = self.snapshot.rows[at[inside]] == rows[inside]
+        self._covered = np.zeros(len(self.snapshot), np.bool_)
+        self._covered[at[inside]] = True
+        self._found = self._rescored(_Placed(graph, np.where(inside, at, -1), len(self.snapshot)))
+
+    def _rescored(self, candidates: Candidates) -> RescoredIndex:
+        self._candidates = candidates
+        return RescoredIndex(
+            candidates, self.snapshot, metric=self.metric, oversample=self.settings.oversample
+        )
+
+    @property
+    def fresh(self) -> int:
+        """Live rows that the graph does not know."""
+        return 0 if self._covered is None else int((self.snapshot.live & ~self._covered).sum())
+
+
+class _Placed:
+    """Candidates that count the rows of a graph, as candidates that count the positions of a snapshot."""
+
+    def __init__(self, graph: Candidates, positions: IntArray, count: int) -> None:
+        self._graph = graph
+        self._positions = positions
+        self._count = count
+
+    @property
+    def dimensions(self) -> int:
+        return self._graph.dimensions
+
+    @property
+    def size_bytes(self) -> int:
+        return self._graph.size_bytes
+
+    def __len__(self) -> int:
+        return self._count
+
+    def candidates(self, queries: Vectors, count: int, *, allowed: Mask | None = None) -> IntArray:
+        mask = self._positions >= 0
+        if allowed is not None:
+            mask &= allowed[np.maximum(self._positions, 0)]
+        found = self._graph.candidates(queries, count, allowed=None if mask.all() else mask)
+        placed: IntArray = np.where(found < 0, -1, self._positions[np.maximum(found, 0)])
+        return placed
+
+
+class _Live:
+    """The live rows of a snapshot, numbered without gaps: what an index is built over."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self.positions: IntArray = np.flatnonzero(snapshot.live)
+
+    @property
+    def dimensions(self) -> int:
+        return self._snapshot.dimensions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fetch(self, rows: IntArray) -> Vectors:
+        return self._snapshot.fetch(self.positions[rows])
+
+    def parts(self) -> Iterator[tuple[int, Vectors]]:
+        done = 0
+        for start, block in self._snapshot.parts():
+            live = self._snapshot.live[start : start + len(block)]
+            kept = block if live.all() else block[live]
+            if len(kept):
+                yield done, kept
+            done += len(kept)
+
+
+def build_index(
+    store: Store,
+    settings: IndexSettings,
+    *,
+    k: int = 10,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> IndexState:
+    """Build a collection's index over what it holds, calibrate it, write its files and publish it.
+
+    The collection can be searched meanwhile, and rows may be added.
+
+    Args:
+        store: The collection.
+        settings: Kind, precision and the recall wanted; oversample, ef and nprobe are chosen for it.
+        k: The neighbours that recall is measured at.
+        seed: Of the sample of held-back rows.
+        progress: Told what is being done.
+
+    Raises:
+        InputError: The collection is empty, or the settings do not fit its metric.
+        MissingExtraError: A graph or lists without faiss installed.
+        WriteError: The disk is full; the index before is intact.
+    """
+    snapshot = store.snapshot()
+    live = _Live(snapshot)
+    if not len(live):
+        raise InputError(f"{store.path} is empty: add items before an index is built")
+    if settings.is_exact:
+        return _exact(store)
+    made = calibrate(live, settings, metric=snapshot.catalogue.metric, k=k, seed=seed, progress=progress)
+    described: dict[str, Any] = {
+        "settings": made.settings.to_json(),
+        "measured": made.measured.to_json(),
+        "reached": made.reached,
+        "rows": len(live),
+    }
+    folder = store.path / SIDECARS
+    if made.settings.is_exact:
+        return _exact(store)
+    if isinstance(made.candidates, Codes):
+        data = made.candidates.codec.to_bytes()
+        described["codec"] = durable.digest_bytes(data)
+        write_sidecar(folder / f"codec-{described['codec'][:8]}", {"kind": "codec"}, data)
+    else:
+        data = snapshot.rows[live.positions].astype("<i8").tobytes() + made.candidates.to_bytes()  # type: ignore[attr-defined]  # graphs and lists have it
+        described["graph"] = durable.digest_bytes(data)
+        write_sidecar(folder / f"graph-{described['graph'][:8]}", {"kind": "graph"}, data)
+    store.set_index(described)
+    refresh(store)
+    return state_of(store.snapshot())
+
+
+def _exact(store: Store) -> IndexState:
+    store.set_index(None)
+    refresh(store)
+    return state_of(store.snapshot())
+
+
+def refresh(store: Store) -> int:
+    """Write the codes of segments that have none on disk, and remove sidecars nobody needs.
+
+    Returns:
+        Files written. The collection is right without them: they only make opening it quicker.
+    """
+    snapshot = store.snapshot()
+    folder = store.path / SIDECARS
+    described = snapshot.catalogue.index or {}
+    wanted = {f"graph-{described['graph'][:8]}"} if "graph" in described else set()
+    written = 0
+    codec = _read_codec(folder, described["codec"]) if "codec" in described else None
+    if codec is not None:
+        wanted.add(f"codec-{described['codec'][:8]}")
+        for segment in snapshot.segments:
+            if len(segment) < _KEPT_ROWS:
+                continue
+            wanted.add(f"{segment.name}.codes")
+            if _read_codes(store.path, segment, described["codec"], codec) is None:
+                write_sidecar(
+                    folder / f"{segment.name}.codes",
+                    _codes_described(segment, described["codec"]),
+                    _encoded(segment, codec).data,
+                )
+                written += 1
+    durable.remove_leftovers(folder)
+    for path in sorted(folder.iterdir()):
+        ours = path.name.startswith(("graph-", "codec-")) or path.suffix == ".codes"
+        if ours and path.name not in wanted:
+            durable.remove(path)
+    return written
+
+
+def state_of(snapshot: Snapshot) -> IndexState:
+    """Return what index a snapshot has and how well it fits."""
+    described = snapshot.catalogue.index
+    rows = snapshot.catalogue.live
+    if described is None:
+        return IndexState(IndexSettings(), None, reached=True, rows=rows, fresh=0)
+    index = SnapshotIndex(snapshot)
+    return IndexState(
+        index.settings,
+        Measured.from_json(described["measured"]),
+        bool(described["reached"]),
+        int(described["rows"]),
+        index.fresh,
+    )
+
+
+def _places(snapshot: Snapshot) -> dict[str, slice]:
+    """Return the positions of each segment."""
+    return {
+        segment.name: slice(int(start), int(start) + len(segment))
+        for segment, start in zip(snapshot.segments, snapshot.starts, strict=False)
+    }
+
+
+def _read_codec(folder: Path, digest: str) -> Codec | None:
+    data = read_sidecar(folder / f"codec-{digest[:8]}", {"kind": "codec"})
+    if data is None or durable.digest_bytes(bytes(data)) != digest:
+        return None
+    return codec_from_bytes(bytes(data), where=str(folder))
+
+
+def _codes_described(segment: Segment, codec: str) -> dict[str, Any]:
+    return {"kind": "codes", "segment": segment.name, "rows": len(segment), "codec": codec}
+
+
+def _read_codes(folder: Path, segment: Segment, digest: str, codec: Codec) -> Any | None:
+    """Return a segment's codes as they stand on disk, (n, bytes) uint8, or None."""
+    path = folder / SIDECARS / f"{segment.name}.codes"
+    data = read_sidecar(path, _codes_described(segment, digest))
+    if data is None or len(data) != len(segment) * codec.size_bytes:
+        return None
+    return np.frombuffer(data, np.uint8).reshape(len(segment), codec.size_bytes)
+
+
+def _encoded(segment: Segment, codec: Codec) -> Any:
+    """Make a segment's codes: (n, bytes) uint8."""
+    out = np.empty((len(segment), codec.size_bytes), np.uint8)
+    for start, block in segment.vectors.parts():
+        step = max(1, (16 << 20) // max(1, block.shape[1] * 4))
+        for first in range(0, len(block), step):
+            piece = block[first : first + step]
+            out[start + first : start + first + len(piece)] = codec.encode(piece)
+    return out
+
+
+def _graph_from_bytes(data: bytes, settings: IndexSettings, where: str) -> Candidates:
+    if settings.kind is IndexKind.HNSW:
+        from vecmill.index.hnsw import HnswGraph  # late: needs faiss
+
+        return HnswGraph.from_bytes(data, settings, where=where)
+    from vecmill.index.ivf import IvfLists  # late: needs faiss
+
+    return IvfLists.from_bytes(data, settings, where=where)
