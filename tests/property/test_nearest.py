@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vecmill.core import distances as exact
-from vecmill.core import scores
+from vecmill.core import scan, scores
 from vecmill.core import vectors as module
 from vecmill.core.types import Metric, Neighbors
 from vecmill.core.vectors import nearest
@@ -82,11 +82,13 @@ def test_small_blocks_give_the_same_answer(
     numbers = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_QUERY_BLOCK", int(numbers.integers(1, 4)))
-        patch.setattr(module, "_MIN_TILE", int(numbers.integers(1, 9)))
-        patch.setattr(module, "_TILE_SCORES", int(numbers.integers(1, 40)))
-        patch.setattr(exact, "_EXACT_COMPONENTS", int(numbers.integers(1, 40)))
+        patch.setattr(scan, "_GROUP", int(numbers.integers(1, 5)))
+        patch.setattr(scan, "_MIN_TILE", int(numbers.integers(1, 9)))
+        patch.setattr(scan, "_TILE_SCORES", int(numbers.integers(1, 40)))
+        patch.setattr(scan, "_MAX_PENDING", int(numbers.integers(1, 40)))
         patch.setattr(scores, "_LOOP_CELLS", int(numbers.integers(1, 40)))
-        patch.setattr(module, "_MAX_PENDING", int(numbers.integers(1, 40)))
+        patch.setattr(scores, "_FEW_QUERIES", int(numbers.integers(1, 4)))
+        patch.setattr(exact, "_EXACT_COMPONENTS", int(numbers.integers(1, 40)))
         got = nearest(queries, vectors, k, metric=metric)
     assert_equal(got, brute_force(queries, vectors, k, metric))
 

@@ -23,7 +23,8 @@ from vecmill.core.distances import (
     similarity,
 )
 from vecmill.core.errors import DimensionMismatchError, InputError
-from vecmill.core.scores import Scorer, scorer
+from vecmill.core.scan import Best, Table, collect
+from vecmill.core.scores import scorer
 from vecmill.core.types import IntArray, Mask, Metric, Neighbors, Vectors
 
 __all__ = [
@@ -39,12 +40,8 @@ __all__ = [
     "similarity",
 ]
 
-_QUERY_BLOCK = 256
-_TILE_SCORES = 1 << 20  # scores computed at once: 4 MiB
-_MIN_TILE = 4096
-_MAX_TILE = 1 << 16
-_GROUP = 32  # scores that share one maximum
-_MAX_PENDING = 1 << 21  # candidates held before they are settled: at most about 50 MiB
+_QUERY_BLOCK = 1024
+_MAX_FOUND = 1 << 20  # neighbours held for one block
 
 
 def check(vectors: npt.ArrayLike, *, dimensions: int | None = None, what: str = "vectors") -> Vectors:
@@ -170,12 +167,12 @@ def nearest(
     lengths = norms_of(table) if norms is None else norms
     if len(lengths) != len(table):
         raise InputError(f"there are {len(lengths)} norms for {len(table)} vectors; pass norms_of(vectors)")
-    searched = _Searched(table, lengths, survivors, metric)
+    searched = Table(table, lengths, metric, survivors)
     q, found = len(asked), min(k, len(searched))
     rows = np.empty((q, found), np.int64)
     near = np.empty((q, found), np.float32)
     if found:
-        block = max(1, min(_QUERY_BLOCK, _MAX_PENDING // found))
+        block = max(1, min(_QUERY_BLOCK, _MAX_FOUND // found))
         for start in range(0, q, block):
             part = slice(start, start + block)
             rows[part], near[part] = _search(asked[part], query_norms[part], searched, found)
@@ -211,134 +208,27 @@ def merged(answers: Sequence[Neighbors], k: int) -> Neighbors:
     )
 
 
-class _Searched:
-    """The rows of a table that may be found, in order: cut into tiles without copying where they adjoin."""
-
-    def __init__(
-        self, vectors: Vectors, norms: Float32Array, survivors: IntArray | None, metric: Metric
-    ) -> None:
-        self.vectors = vectors
-        self.metric = metric
-        self._norms = norms
-        self._rows = survivors
-        kept = norms if survivors is None else norms[survivors]
-        self.largest = float(kept.max(initial=0.0))
-        self.least = float(kept.min(initial=np.inf, where=kept > 0.0))
-
-    def __len__(self) -> int:
-        return len(self.vectors) if self._rows is None else len(self._rows)
-
-    def tile(self, start: int, stop: int) -> tuple[Vectors, Float32Array]:
-        """Return the vectors of some positions, and their lengths."""
-        if self._rows is None:
-            return self.vectors[start:stop], self._norms[start:stop]
-        rows = self._rows[start:stop]
-        if rows[-1] - rows[0] == len(rows) - 1:
-            return self.vectors[rows[0] : rows[-1] + 1], self._norms[rows[0] : rows[-1] + 1]
-        return self.vectors[rows], self._norms[rows]
-
-    def rows(self, positions: IntArray) -> IntArray:
-        """Return the rows of positions."""
-        return positions if self._rows is None else self._rows[positions]
-
-
 def _search(
-    queries: Vectors, query_norms: Float32Array, searched: _Searched, k: int
+    queries: Vectors, query_norms: Float32Array, table: Table, k: int
 ) -> tuple[IntArray, Float32Array]:
-    """Answer one block of queries: candidates tile by tile, then exact distances."""
-    best = _Best(queries, searched, k)
+    """Answer one block of queries: candidates by their scores, then exact distances."""
+    best = Best(queries, table, k)
     alive = np.arange(len(queries))
-    if searched.metric in (Metric.COSINE, Metric.DOT):
+    if table.metric in (Metric.COSINE, Metric.DOT):
         # A zero query is equally far from everything: the first k rows.
         alive = np.flatnonzero(query_norms > 0.0)
         for at in np.flatnonzero(query_norms == 0.0):
             best.add(np.full(k, at), np.arange(k))
     if len(alive):
-        ready = scorer(queries[alive], query_norms[alive], searched.largest, searched.least, searched.metric)
+        ready = scorer(queries[alive], query_norms[alive], table)
         if np.isfinite(ready.slack).all():
-            _collect(best, alive, ready, searched)
+            collect(best, alive, ready, len(table))
         else:
             for at in alive:  # float32 cannot tell: every row is a candidate
-                for part in parts(len(searched), 1):
+                for part in parts(len(table), 1):
                     positions = np.arange(part.start, part.stop)
                     best.add(np.full(len(positions), at), positions)
     return best.result()
-
-
-def _collect(best: _Best, asked: IntArray, ready: Scorer, searched: _Searched) -> None:
-    """Find every row that may be among the k nearest of a query.
-
-    Scores fall into groups with one maximum each. The k-th largest maximum is at most the k-th largest score,
-    so whatever lies further below it than scores can err is out: no selection over all scores.
-    """
-    q, n, k = len(asked), len(searched), best.k
-    group = max(1, min(_GROUP, n // (8 * k)))
-    size = min(_MAX_TILE, max(_MIN_TILE, _TILE_SCORES // q))
-    tile = min(-(-n // group) * group, size // group * group or group)
-    buffer = np.empty((q, tile), np.float32)
-    tops = np.empty((q, 0), np.float32)
-    slack = ready.slack.astype(np.float32) * np.float32(1.001)
-    for start in range(0, n, tile):
-        stop = min(start + tile, n)
-        ready.score(*searched.tile(start, stop), buffer[:, : stop - start])
-        buffer[:, stop - start :] = -np.inf
-        grouped = buffer.reshape(q, group, tile // group)  # group members lie tile // group apart
-        maxima = grouped.max(axis=1)
-        tops = np.concatenate((tops, maxima), axis=1)
-        if tops.shape[1] > k:
-            tops = np.partition(tops, tops.shape[1] - k, axis=1)[:, -k:]
-        limits = np.full(q, -np.inf, np.float32)
-        if tops.shape[1] == k:
-            least = tops.min(axis=1)
-            with np.errstate(over="ignore"):
-                limits = least - slack - np.abs(least) * np.float32(ready.relative)
-        at, column = np.nonzero(maxima >= limits[:, None])
-        pair, member = np.nonzero(grouped[at, :, column] >= limits[at][:, None])
-        positions = member * (tile // group) + column[pair]
-        inside = positions < stop - start
-        best.add(asked[at[pair[inside]]], start + positions[inside])
-
-
-class _Best:
-    """The k best rows of each query of a block. Candidates wait until they are many, then are settled."""
-
-    def __init__(self, queries: Vectors, searched: _Searched, k: int) -> None:
-        self.k = k
-        self._queries = queries
-        self._searched = searched
-        self._waiting: list[tuple[IntArray, IntArray]] = []
-        self._count = 0
-        self._at = np.empty(0, np.int64)
-        self._rows = np.empty(0, np.int64)
-        self._near = np.empty(0, np.float32)
-
-    def add(self, at: IntArray, positions: IntArray) -> None:
-        """Add candidates: queries by place in the block, and the positions that may be theirs."""
-        self._waiting.append((at, self._searched.rows(positions)))
-        self._count += len(at)
-        if self._count >= _MAX_PENDING:
-            self._settle()
-
-    def result(self) -> tuple[IntArray, Float32Array]:
-        """Return rows and distances, (block, k) each."""
-        self._settle()
-        return self._rows.reshape(-1, self.k), self._near.reshape(-1, self.k)
-
-    def _settle(self) -> None:
-        at = np.concatenate([self._at, *(pair[0] for pair in self._waiting)])
-        rows = np.concatenate([self._rows, *(pair[1] for pair in self._waiting)])
-        near = np.empty(len(at), np.float32)
-        near[: len(self._at)] = self._near
-        vectors = self._searched.vectors
-        for part in parts(len(at) - len(self._at), vectors.shape[1]):
-            new = slice(len(self._at) + part.start, len(self._at) + part.stop)
-            near[new] = pair_distances(self._queries[at[new]], vectors[rows[new]], self._searched.metric)
-        order = np.lexsort((rows, near, at))
-        at = at[order]
-        rank = np.arange(len(at)) - np.searchsorted(at, at)
-        kept = order[rank < self.k]
-        self._at, self._rows, self._near = at[rank < self.k], rows[kept], near[kept]
-        self._waiting, self._count = [], 0
 
 
 def _float32(vectors: Vectors, what: str) -> Vectors:
