@@ -12,10 +12,10 @@ import pyarrow as pa
 from vecmill.collection.filters import Filter
 from vecmill.collection.items import Near
 from vecmill.collection.text_index import TextIndex
-from vecmill.core.errors import CorruptFileError, InputError, UnknownNameError, unknown_name
+from vecmill.core.errors import InputError, UnknownNameError, unknown_name
 from vecmill.core.space import Manifest
 from vecmill.core.types import Id, IntArray, Mask, Metric, Vectors
-from vecmill.data.vector_set import VectorSet, read_columns
+from vecmill.data.vector_set import VectorSet
 from vecmill.index.exact import ExactIndex
 
 
@@ -151,15 +151,7 @@ class SetItems:
         for name in where.columns:
             if name not in known:
                 raise _unknown(where, name, known)
-        if not where.columns:
-            return pa.table({"row": np.arange(len(self._set))})
-        table = pa.Table.from_batches(list(read_columns(self._set.path, where.columns)))
-        if len(table) != len(self._set):
-            raise CorruptFileError(
-                f"{self.name} has changed since it was opened: {len(table):,} rows now, "
-                f"{len(self._set):,} then; open it again"
-            )
-        return table
+        return self._set.table(where.columns)
 
     def _text_index(self) -> TextIndex:
         with self._lock:
@@ -176,9 +168,9 @@ class SetItems:
         has_vector = np.zeros(len(self._set), np.bool_)
         has_vector[self._set.rows] = True
         row = 0
-        for batch in read_columns(self._set.path, [column]):
+        for batch in self._set.table([column]).to_batches():
             for text in batch.column(0).to_pylist():
-                if row < len(has_vector) and has_vector[row]:
+                if has_vector[row]:
                     yield row, text
                 row += 1
 

@@ -79,6 +79,30 @@ class VectorSet:
         records: list[dict[str, Any]] = self._file.take(at, names).to_pylist()
         return records
 
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Read other columns of all rows, in order; of a file on disk only those are read.
+
+        Raises:
+            UnknownNameError: The set has no such column.
+            CorruptFileError: The file is damaged, or has other rows than when it was opened.
+        """
+        names = list(dict.fromkeys(columns))
+        for name in names:
+            if name not in self.columns:
+                raise unknown_name("column", name, self.columns)
+        if not names:
+            return pa.table({"row": np.arange(self.total_rows)}).select([])
+        batches = list(self._file.batches(names))
+        if not batches:
+            return self._file.schema.empty_table().select(names)
+        table = pa.Table.from_batches(batches).select(names)
+        if len(table) != self.total_rows:
+            raise CorruptFileError(
+                f"{self.path} has changed since it was opened: {len(table):,} rows now, "
+                f"{self.total_rows:,} then; open it again"
+            )
+        return table
+
     def texts(self, rows: Sequence[int]) -> list[str | None]:
         """Read the texts of some rows; None for each where the set has no text column."""
         if self.text_column is None:

@@ -131,6 +131,32 @@ def test_a_file_that_shrank_is_noticed(items: SetItems, path: Path) -> None:
         items.nearest(np.ones((1, WIDTH), np.float32), 3, metric=Metric.COSINE, where=parse("stars > 1"))
 
 
+def test_a_set_without_rows_finds_nothing(path: Path) -> None:
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    empty = SetItems(read_vectors(path))
+    (near,) = empty.nearest(np.ones((1, WIDTH), np.float32), 3, metric=Metric.DOT, where=parse("stars > 1"))
+    assert (len(near.rows), len(empty)) == (0, 0)
+    assert empty.ranked("word1", 3, where=parse("stars > 1 or true")).tolist() == []
+
+
+def test_a_filter_without_columns_passes_all_or_none(items: SetItems) -> None:
+    query = np.ones((1, WIDTH), np.float32)
+    assert len(items.nearest(query, 100, metric=Metric.DOT, where=parse("true"))[0].rows) == len(items)
+    assert len(items.nearest(query, 100, metric=Metric.DOT, where=parse("not true"))[0].rows) == 0
+
+
+def test_categories_of_several_row_groups_are_filtered(path: Path) -> None:
+    table = pq.read_table(path)
+    words = table.column("text").combine_chunks().dictionary_encode()
+    at = table.column_names.index("text")
+    pq.write_table(table.set_column(at, "text", words), path, row_group_size=7)
+    found = SetItems(read_vectors(path))
+    (near,) = found.nearest(
+        np.ones((1, WIDTH), np.float32), 99, metric=Metric.DOT, where=parse("text like '%2 %'")
+    )
+    assert set(near.rows.tolist()) == {row for row in range(ROWS) if row % 4 == 2} - set(NOTHING)
+
+
 def test_sixteen_threads_get_what_one_gets(items: SetItems) -> None:
     filters = [None, parse("stars > 3"), parse("stars <= 3"), parse("text like 'word1%'")]
     queries = np.random.default_rng(1).standard_normal((4, WIDTH)).astype(np.float32)
