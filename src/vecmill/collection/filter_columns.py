@@ -124,7 +124,7 @@ def _meetings(node: Node) -> Iterator[tuple[Column, tuple[Column | Value, ...], 
 
 
 def _unknown(column: Column, known: Iterable[str]) -> UnknownNameError:
-    hint = "; a text takes single quotes" if column.quoted else ""
+    hint = " (a text takes single quotes)" if column.quoted else ""
     return UnknownNameError(
         f"where, character {column.at + 1}: {unknown_name('column', column.name, known)}{hint}"
     )
