@@ -38,7 +38,7 @@ from vecmill.index.faiss_candidates import (
 )
 from vecmill.index.settings import IndexKind, IndexSettings
 
-_TRAINING_ROWS = 65_536
+_TRAINING_ROWS = 32_768
 """Vectors that fix the range of each component's int8 code; what lies beyond it is clipped."""
 
 
@@ -105,24 +105,11 @@ class HnswGraph:
         index.hnsw.efConstruction = max(settings.ef_construction, settings.m)
         _, some = sample(originals, _TRAINING_ROWS, seed)
         prepared = Preparation.of(some, metric, settings.shorten)
-        copies = _copies(originals, prepared)
-        count = len(copies)
-        if leave_out is not None:
-            out = copies.any_of(leave_out)
-            count -= int(out.sum())
-            copies = copies.in_order(np.argsort(out, kind="stable"))
-        if not count:
-            raise InputError(f"nothing to index: all {len(originals)} vectors are left out")
+        copies, count = _ordered(_copies(originals, prepared), leave_out)
         if not index.is_trained:
             index.train(prepared(some))
         del some
-        new = np.zeros(len(originals), np.bool_)
-        new[copies.head(count).first_rows] = True
-        for start, block in blocks(originals):
-            if (chosen := new[start : start + len(block)]).any():
-                index.add(prepared(block if chosen.all() else block[chosen]))
-            if progress is not None:
-                progress(start + len(block), len(originals))
+        _add(index, originals, prepared, copies.head(count).first_rows, progress)
         graph = cls(index, settings, prepared, originals.dimensions, None if copies.are_none else copies)
         if leave_out is not None:
             graph._copies = copies.head(count)
@@ -219,7 +206,13 @@ class HnswGraph:
         return found if copies is None else copies.rows(found, wanted)
 
     def to_bytes(self) -> bytes:
-        """Return the graph as bytes with a digest; `from_bytes` is the way back. Holds it twice meanwhile."""
+        """Return the graph as bytes with a digest; `from_bytes` is the way back. Holds it twice meanwhile.
+
+        Raises:
+            InputError: Rows are left out of it still.
+        """
+        if len(self) != (int(self._index.ntotal) if self._copies is None else len(self._copies.members)):
+            raise InputError("rows are left out of the graph: complete it before it is kept")
         header = {
             "settings": self._settings.to_json(),
             "metric": self.metric.value,
@@ -266,6 +259,33 @@ def _empty(d: int, settings: IndexSettings, metric: int) -> Any:
 
 def _code_bytes(index: Any) -> int:
     return int(load_faiss().downcast_index(index.storage).sa_code_size())
+
+
+def _add(
+    index: Any,
+    originals: Originals,
+    prepared: Preparation,
+    rows: IntArray,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Add the vectors of ascending rows, block by block."""
+    new = np.zeros(len(originals), np.bool_)
+    new[rows] = True
+    for start, block in blocks(originals):
+        if (chosen := new[start : start + len(block)]).any():
+            index.add(prepared(block if chosen.all() else block[chosen]))
+        if progress is not None:
+            progress(start + len(block), len(originals))
+
+
+def _ordered(copies: Copies, leave_out: Mask | None) -> tuple[Copies, int]:
+    """Put the vectors to be left out last; return how many come before them."""
+    if leave_out is None:
+        return copies, len(copies)
+    out = copies.any_of(leave_out)
+    if out.all():
+        raise InputError(f"nothing to index: all {len(leave_out)} vectors are left out")
+    return copies.in_order(np.argsort(out, kind="stable")), int((~out).sum())
 
 
 def _copies(originals: Originals, prepared: Preparation) -> Copies:
