@@ -27,10 +27,10 @@ _BITS_TILE = 1 << 13
 _FEW_QUERIES = 8
 """Up to so many, counting bits for each is faster than decoding once for all."""
 
-_FIRST_PASS, _FIRST_PASS_SHARE = 16, 64
-"""Rows that pass the count of bits: 16 times the candidates wanted, and at least one row in 64.
+_FIRST_PASS, _FIRST_PASS_SHARE = 8, 128
+"""Rows that pass the count of bits: 8 times the candidates wanted, and at least one row in 128.
 
-Measured on 100,000 MiniLM vectors: see tests/unit/index/test_scans.py for the recall that rests on it.
+On 100,000 and 31,000 MiniLM vectors at most 0.0003 of recall@10 is lost beside scoring all rows.
 """
 
 
