@@ -94,6 +94,8 @@ def test_whole_numbers_beyond_2_to_53_are_exact() -> None:
     floats = pa.array([float(big), float(big + 2)])
     assert rows(f"x > {big + 1}", x=floats) == [1]
     assert rows(f"x = {big + 1}", x=floats) == []
+    assert rows(f"x > {big + 3}", x=pa.array([float(big + 2), float(big + 4)])) == [1]
+    assert rows(f"x <= {big + 3}", x=pa.array([float(big + 2), float(big + 4)])) == [0]
     assert rows(f"x < {10**50}", x=floats) == [0, 1]
     assert rows(f"x < {10**50}", x=pa.array([1.0, float("inf")], pa.float32())) == [0]
 
@@ -154,6 +156,13 @@ def test_texts_of_every_layout_are_compared(kind: pa.DataType) -> None:
     assert rows("x > 'en'", x=column) == [3]
     assert rows("x in ('de', 'zoë')", x=column) == [2, 3]
     assert rows("x like '%o_'", x=column) == [3]
+
+
+def test_a_backslash_is_a_character_like_others() -> None:
+    column = pa.array(["a\\b", "a%", "ab"])
+    assert rows(r"x like 'a\%'", x=column) == [0]
+    assert rows(r"x like 'a!\%' escape '!'", x=column) == [0]
+    assert rows(r"x like 'a\%' escape '\'", x=column) == [1]
 
 
 def test_a_column_without_any_value_passes_nothing_but_is_null() -> None:
