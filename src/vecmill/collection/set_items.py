@@ -18,6 +18,9 @@ from vecmill.core.types import Id, IntArray, Mask, Metric, Vectors
 from vecmill.data.vector_set import VectorSet
 from vecmill.index.exact import ExactIndex
 
+_ID = "id"
+"""The name under which a filter knows an item's id, as in a collection."""
+
 
 class SetItems:
     """What a vector set holds. Rows are those of the set, with or without a vector.
@@ -146,12 +149,16 @@ class SetItems:
         return passing
 
     def _table(self, where: Filter) -> pa.Table:
-        """Read the columns a filter names, of all rows."""
-        known = self._set.columns
+        """Read the columns a filter names, of all rows; `id` is the ids where no column is called so."""
+        stored = self._set.columns
+        known = stored if _ID in stored else (*stored, _ID)
         for name in where.columns:
             if name not in known:
                 raise _unknown(where, name, known)
-        return self._set.table(where.columns)
+        table = self._set.table([name for name in where.columns if name in stored])
+        if _ID in where.columns and _ID not in stored:
+            table = table.append_column(_ID, pa.array(self._set.ids, pa.string()))
+        return table
 
     def _text_index(self) -> TextIndex:
         with self._lock:

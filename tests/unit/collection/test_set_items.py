@@ -116,6 +116,14 @@ def test_an_id_is_found_as_the_text_it_is(items: SetItems) -> None:
     assert len(items) == ROWS - len(NOTHING)
 
 
+def test_a_filter_knows_the_ids_where_no_column_is_called_so(items: SetItems) -> None:
+    query = np.ones((1, WIDTH), np.float32)
+    (near,) = items.nearest(query, 9, metric=Metric.DOT, where=parse("id in ('5', '3', '59')"))
+    assert set(near.rows.tolist()) == {5, 59}
+    (near,) = items.nearest(query, 9, metric=Metric.DOT, where=parse("id like '5_' and stars = 4"))
+    assert set(near.rows.tolist()) == {52, 58}
+
+
 def test_a_filter_on_an_unknown_column_names_the_place(items: SetItems) -> None:
     with pytest.raises(UnknownNameError, match=r"where, character 6: .*'starz'.*'stars'"):
         items.nearest(
