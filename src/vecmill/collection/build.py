@@ -190,8 +190,9 @@ def _build_folder(
     durable.make_dir(folder.parent)
     with durable.lock(folder.with_name(f".{folder.name}.vecmill-lock"), what=str(folder)):
         _ensure_free(folder, overwrite=overwrite)
-        durable.remove_leftovers(folder.parent, folder.name)
-        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{durable.TEMP_SUFFIX}")
+        new = f"{folder.name}.new"  # another name than that of what replacing the old one leaves
+        durable.remove_leftovers(folder.parent, new)
+        beside = folder.with_name(f".{new}.{secrets.token_hex(6)}{durable.TEMP_SUFFIX}")
         try:
             made = _filled(stream, beside, columns, metric, settings, originals, progress, told)
             if folder.exists():

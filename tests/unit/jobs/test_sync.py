@@ -355,12 +355,8 @@ def test_another_model_template_or_text_is_refused(write: Write, tmp_path: Path,
     target = tmp_path / name
     table = write(ROWS)
     sync(table, target, text="title")
-    for given in (
-        {"text": "sku"},
-        {"template": "{title}"},
-        {"long_text": "truncate"},
-        {"input_type": "query"},
-    ):
+    others: list[dict[str, Any]] = [{"text": "sku"}, {"template": "{title}"}]
+    for given in [*others, {"long_text": "truncate"}, {"input_type": "query"}]:
         with pytest.raises(SpaceMismatchError):
             sync(table, target, **given)
     with pytest.raises(SpaceMismatchError, match="fake:other"):
