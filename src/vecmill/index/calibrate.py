@@ -45,8 +45,8 @@ _EF_COST, _RESCORING_COST = 4.5, 1.0
 _SCAN_COST = {Precision.FLOAT32: 0.4, Precision.FLOAT16: 0.4, Precision.INT8: 0.26, Precision.PQ: 0.13}
 """Microseconds: per vector kept in sight by a graph, per original read; nanoseconds per byte of a list.
 
-Only their ratios matter, where fewer lists and more candidates reach the same. Measured on one core with
-vectors of 384 dimensions (`benchmarks/`).
+Rough, of one core and 384 dimensions; only their ratios matter, where fewer lists and more candidates reach
+the same.
 """
 
 

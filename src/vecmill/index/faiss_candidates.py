@@ -102,7 +102,8 @@ class Preparation:
         if self.metric is Metric.COSINE:
             return normalize(cut)
         if self.exponent:
-            cut = np.ldexp(cut, -self.exponent)
+            with np.errstate(over="ignore", under="ignore"):
+                cut = np.ldexp(cut, -self.exponent)
         elif cut.size == 0 or float(np.abs(cut).max()) <= _FARTHEST:
             return np.ascontiguousarray(cut)
         return np.ascontiguousarray(np.clip(cut, -_FARTHEST, _FARTHEST))

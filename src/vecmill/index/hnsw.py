@@ -81,7 +81,7 @@ class HnswGraph:
         progress: Callable[[int, int], None] | None = None,
         leave_out: Mask | None = None,
     ) -> HnswGraph:
-        """Build a graph. Reads the vectors twice; about 0.4 ms per vector of 384 dimensions on one core.
+        """Build a graph. Reads the vectors twice; takes about 0.5 ms per vector of 384 dimensions and core.
 
         Memory: the vectors in the graph's precision, 8 m + 12 bytes of links each, blocks of 16,384 vectors.
 

@@ -41,7 +41,7 @@ _RANGES: Mapping[str, tuple[int, int]] = {
 _OPTIONAL = frozenset({"shorten", "nlist", "pq_parts"})
 _ALWAYS = ("precision", "shorten", "oversample", "recall_target")
 _OWN: Mapping[IndexKind, tuple[str, ...]] = {
-    IndexKind.FLAT: _ALWAYS,
+    IndexKind.FLAT: ("pq_parts", "pq_bits", *_ALWAYS),
     IndexKind.HNSW: ("m", "ef_construction", "ef", *_ALWAYS),
     IndexKind.IVF: ("nlist", "nprobe", "pq_parts", "pq_bits", *_ALWAYS),
 }
@@ -61,8 +61,8 @@ class IndexSettings:
         ef: hnsw: vectors kept in sight while searching, at least the number of candidates asked for.
         nlist: ivf: lists; None for a number that suits the rows (`ivf.lists_for`).
         nprobe: ivf: lists searched.
-        pq_parts: ivf with pq: groups of components with a code each; None for one per four components.
-        pq_bits: ivf with pq: bits of a code, 4 (scanned in registers, fast) or 8.
+        pq_parts: pq: groups of components with a code each; None for one per four components.
+        pq_bits: pq: bits of a code, 4 (scanned in registers, fast) or 8.
         recall_target: The share of true neighbours wanted, above 0, at most 1.
 
     Raises:

@@ -95,6 +95,7 @@ def test_settings_say_what_applies() -> None:
     assert str(IndexSettings("ivf", "pq", nlist=9)) == (  # type: ignore[arg-type]
         "ivf pq, nlist 9, nprobe 8, pq_bits 4, oversample 1"
     )
+    assert str(IndexSettings(precision="binary", oversample=20)) == "flat binary, oversample 20"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_settings_say_what_applies() -> None:
             {"graph_degree": 64, "intermediate_graph_degree": 128, "itopk_size": 64},
             {"m": 32, "ef_construction": 128, "ef": 64},
         ),
+        ("flat", {"precision": "pq", "pq_parts": 12}, {"precision": "pq", "pq_parts": 12}),
         ("flat", {"precision": "binary", "oversample": 20}, {"precision": "binary", "oversample": 20}),
     ],
 )
