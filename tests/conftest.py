@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,9 @@ def real_vectors(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fl
             vectors: Float32Array = embedder.embed(distinct).vectors
     vectors.setflags(write=False)
     return vectors
+
+
+postgres = runpy.run_path(str(Path(__file__).parent / "integration" / "postgres_server.py"))["postgres"]
 
 
 @pytest.fixture(autouse=True)

@@ -285,7 +285,7 @@ def calibrated(sessions: Sessions, layout: Layout, index: Index, target: float) 
 
     Rows that are part of a graph are easy to find in it: measured with those, an error of 2 % looked like one
     of 0.4 %. So a copy of the table without the rows that are searched for is indexed the same way, for as
-    long as this takes; of a large table it holds a part, and the effort is raised by a step for every fourfold.
+    long as this takes. Of a large table it holds a part, and the effort is raised by a step per fourfold.
 
     Returns:
         The index with its effort and measured recall; unmeasured where there are too few rows.
@@ -358,7 +358,8 @@ def _held_back(cursor: Cursor[Any], layout: Layout) -> tuple[IntArray, Vectors]:
         return np.empty(0, np.int64), np.empty((0, layout.dimensions), np.float32)
     picks = np.unique(np.random.default_rng(0).integers(least, most + 1, 4 * _QUERIES))
     cursor.execute(
-        f"SELECT {ROW}, {VECTOR} FROM {layout.name} WHERE {ROW} = ANY(%s) ORDER BY hashint8({ROW}) LIMIT {_QUERIES}",
+        f"SELECT {ROW}, {VECTOR} FROM {layout.name} WHERE {ROW} = ANY(%s) "
+        f"ORDER BY hashint8({ROW}) LIMIT {_QUERIES}",
         (picks.tolist(),),
     )
     found = cursor.fetchall()

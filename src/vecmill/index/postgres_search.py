@@ -18,7 +18,7 @@ from vecmill.core.types import IntArray, Metric, Neighbors, Precision, Vectors
 from vecmill.core.vectors import merged, nearest, pair_distances
 from vecmill.index.postgres_copy import read_vectors, vector_of
 from vecmill.index.postgres_schema import ROW, VECTOR, Layout
-from vecmill.index.postgres_session import vector
+from vecmill.index.postgres_session import copying, vector
 from vecmill.index.settings import Measured
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _exact_here(
     q = len(queries)
     best = Neighbors(np.empty((q, 0), np.int64), np.empty((q, 0), np.float32), complete=False)
     statement = f"COPY (SELECT {ROW}, {VECTOR} FROM {layout.name} {condition.sql}) TO STDOUT (FORMAT binary)"
-    with cursor.copy(statement, condition.parameters) as copy:
+    with copying(cursor, statement, condition.parameters) as copy:
         for rows, vectors in read_vectors(copy, layout.dimensions):
             order = np.argsort(rows)  # equal distances go to the lower row
             found = nearest(queries, vectors[order], k, metric=metric)

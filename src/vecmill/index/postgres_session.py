@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from vecmill.index.postgres_url import Address
 
 if TYPE_CHECKING:
     import psycopg
-    from psycopg import Connection, Cursor
+    from psycopg import Connection, Copy, Cursor
 else:
     psycopg = require("psycopg", extra="postgres")
 
@@ -121,7 +121,8 @@ class Sessions:
             except psycopg.OperationalError:
                 kept.close()
         connection = connect(self.address)
-        connection.add_notice_handler(lambda told: self.notices.append(told.message_primary or ""))
+        notices = self.notices  # a handler that held this object would keep it alive
+        connection.add_notice_handler(lambda told: notices.append(told.message_primary or ""))
         connection.execute(statement)
         return connection
 
@@ -150,6 +151,13 @@ def connect(address: Address) -> Connection[Any]:
     connection.adapters.register_dumper(Vector, _VectorDumper)
     connection.execute("SET TIME ZONE 'UTC'; SET datestyle = 'ISO, YMD'; SET jit = off")
     return connection
+
+
+def copying(
+    cursor: Cursor[Any], statement: str, parameters: Sequence[Any] = ()
+) -> AbstractContextManager[Copy]:
+    """Begin a COPY. In one without parameters psycopg leaves a doubled % as it is."""
+    return cursor.copy(statement, parameters) if parameters else cursor.copy(statement.replace("%%", "%"))
 
 
 def _close_all(connections: list[Connection[Any]]) -> None:
@@ -213,7 +221,7 @@ _STATES: tuple[tuple[str, type[Error], str], ...] = (
 def translated(error: psycopg.Error, address: Address) -> Error:
     """Return our error for one of psycopg's: what happened, where, the cure, no secret and no row's text."""
     state = error.sqlstate or ""
-    said = error.diag.message_primary or str(error).strip().replace("\n", " ")
+    said = error.diag.message_primary or " ".join(str(error).split())
     said = _scrubbed(said, address)
     if not state:
         for pattern, kind, cure in _CONNECTING:

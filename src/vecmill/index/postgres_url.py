@@ -54,14 +54,15 @@ def shown(url: str) -> str:
     scheme, colon, rest = url.partition("://")
     if not colon:
         scheme, rest = "postgresql", url
-    before, at, after = rest.rpartition("@")
-    user = before.partition(":")[0] + at
-    address, question, query = after.partition("?")
-    hosts, slash, database = address.partition("/")
-    hosts = ",".join(map(_without_secret, hosts.split(",")))
-    kept = [part for part in query.split("&") if unquote(part.partition("=")[0]).lower() not in _SECRETS]
-    question = question if any(kept) else ""
-    text = f"{scheme}://{user}{hosts}{slash}{database}{question}{'&'.join(kept)}"
+    address, _, query = rest.partition("?")
+    parts = query.split("&")
+    kept = [part for part in parts if "=" in part and unquote(part.partition("=")[0]).lower() not in _SECRETS]
+    if any("@" in part for part in parts if part not in kept):
+        return f"{scheme}://…"  # it may all be one password
+    before, at, after = "?".join(filter(None, (address, "&".join(kept)))).rpartition("@")
+    hosts = re.split(r"[/?]", after, maxsplit=1)[0]
+    hosts, after = ",".join(map(_without_secret, hosts.split(","))), after[len(hosts) :]
+    text = f"{scheme}://{before.partition(':')[0]}{at}{hosts}{after}"
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 

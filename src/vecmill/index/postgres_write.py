@@ -19,6 +19,7 @@ from vecmill.core.vectors import check
 from vecmill.index import postgres_copy
 from vecmill.index.postgres_copy import HEADER, TRAILER, checked_ids
 from vecmill.index.postgres_schema import ID, ROW, VECTOR, Layout, read, sql_type
+from vecmill.index.postgres_session import copying
 from vecmill.index.postgres_url import Address, quoted
 from vecmill.index.storage import Change
 
@@ -149,7 +150,7 @@ def _send(
 ) -> None:
     """Stream rows into a table, some thousand encoded at a time."""
     known = {column.name: column for column in layout.columns}
-    with cursor.copy(f"COPY {target} FROM STDIN (FORMAT binary)", ()) as copy:
+    with copying(cursor, f"COPY {target} FROM STDIN (FORMAT binary)") as copy:
         copy.write(HEADER)
         for start in range(0, len(ids), _COPY_ROWS):
             part = slice(start, start + _COPY_ROWS)
