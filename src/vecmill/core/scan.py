@@ -39,6 +39,10 @@ class Scorer(Protocol):
     def exact(self) -> bool:
         """Whether a score is the negative of the distance, to the last bit."""
 
+    @property
+    def floor(self) -> Float32Array:
+        """(q,): rows with a score below are never found; -inf where every score stands for a row."""
+
     def score(self, start: int, stop: int, out: Float32Array) -> None:
         """Fill (stop - start, q) scores of the positions from start to stop."""
 
@@ -76,6 +80,21 @@ class Table:
         return positions if self.survivors is None else self.survivors[positions]
 
 
+class Taker(Protocol):
+    """Takes the candidates that a pass finds."""
+
+    @property
+    def k(self) -> int:
+        """How many neighbours a query is to have."""
+
+    @property
+    def dimensions(self) -> int:
+        """Components of a vector."""
+
+    def add(self, at: IntArray, positions: IntArray, near: Float32Array | None = None) -> None:
+        """Add candidates: queries by place in the block, positions that may be theirs, distances if known."""
+
+
 def tile_rows(queries: int, dimensions: int, n: int) -> int:
     """Return how many rows are scored at once, a multiple of the group that suits the caches.
 
@@ -88,7 +107,9 @@ def tile_rows(queries: int, dimensions: int, n: int) -> int:
     return max(max(size, min(_MIN_TILE, n + _GROUP - 1)) // _GROUP, 1) * _GROUP
 
 
-def collect(best: Best, asked: IntArray, scorer: Scorer, n: int, tile: int | None = None) -> None:
+def collect(
+    best: Taker, asked: IntArray, scorer: Scorer, n: int, *, tile: int | None = None, most: int | None = None
+) -> IntArray:
     """Find every position that may be among the k nearest of a query, and hand it to `best`.
 
     Scores fall into groups with one maximum each; only groups whose maximum may matter are looked into. The
@@ -100,10 +121,14 @@ def collect(best: Best, asked: IntArray, scorer: Scorer, n: int, tile: int | Non
         scorer: Scores the positions 0 to n.
         n: Positions.
         tile: Rows scored at once, a multiple of the group; None for what suits the caches.
+        most: Candidates that a query may have before it is given up; None for any number.
+
+    Returns:
+        The places of the queries given up, of which `best` knows nothing.
     """
     if tile is None:
         tile = tile_rows(len(asked), best.dimensions, n)
-    waiting = _Waiting(asked, best, scorer)
+    waiting = _Waiting(asked, best, scorer, most)
     buffer = np.empty((tile, len(asked)), np.float32)
     members = buffer.reshape(_GROUP, tile // _GROUP, len(asked))  # of a group lie tile // _GROUP apart
     maxima = np.empty(members.shape[1:], np.float32)
@@ -128,14 +153,18 @@ def collect(best: Best, asked: IntArray, scorer: Scorer, n: int, tile: int | Non
             renewal = _RENEWAL * stop
     waiting.renew()
     waiting.hand_over()
+    return asked[np.flatnonzero(waiting.given_up)]
 
 
 class _Waiting:
     """Candidates of a pass with their scores, and the limits below which a score is out."""
 
-    def __init__(self, asked: IntArray, best: Best, scorer: Scorer) -> None:
-        self.limits = np.full(len(asked), -np.inf, np.float32)
+    def __init__(self, asked: IntArray, best: Taker, scorer: Scorer, most: int | None) -> None:
+        self.limits = scorer.floor
+        self.given_up = np.zeros(len(asked), np.bool_)
         self.count = 0
+        self._most = most
+        self._floor = scorer.floor
         self._asked = asked
         self._best = best
         self._exact = scorer.exact
@@ -163,27 +192,42 @@ class _Waiting:
         self._tops, full, worst = _best_keys(np.concatenate(keys), len(self.limits), self._best.k)
         kept = self.limits.copy()
         kept[full] = self._below(worst, full)
+        if self._most is not None:
+            self._give_up(kept, self._most)
         self._kept = [_above(one, kept) for one in (*self._kept, *self._new)]
         self._new = []
         self.count = sum(len(queries) for queries, _, _ in self._kept)
         self.limits = kept
         if self._exact:  # a row that comes later loses to those before it that are as near
             self.limits[full] = np.nextafter(kept[full], np.float32(np.inf))
-        if self.count >= _MAX_PENDING // 2:
+        if self._most is None and self.count >= _MAX_PENDING // 2:
             self.hand_over()
 
     def hand_over(self) -> None:
         """Give the candidates to `best`."""
-        for queries, positions, scores in self._kept:
-            near = 0.0 - scores if self._exact else None
-            self._best.add(self._asked[queries], positions, near)
+        if self.count:
+            queries = np.concatenate([one[0] for one in self._kept])
+            positions = np.concatenate([one[1] for one in self._kept])
+            near = np.float32(0.0) - np.concatenate([one[2] for one in self._kept])
+            self._best.add(self._asked[queries], positions, near if self._exact else None)
         self._kept, self.count = [], 0
 
     def _below(self, scores: Float32Array, queries: IntArray | slice = slice(None)) -> Float32Array:
         """Return the least score that a row may have which is as near as one of these scores."""
         with np.errstate(over="ignore"):
-            lowest: Float32Array = scores - self._slack[queries] - np.abs(scores) * self._relative
-        return lowest
+            lowest: Float32Array = scores - self._slack[queries]
+            if self._relative > 0.0:
+                lowest -= np.abs(scores) * self._relative
+        return np.maximum(lowest, self._floor[queries])
+
+    def _give_up(self, limits: Float32Array, most: int) -> None:
+        """Drop the queries that have more candidates: nothing reaches their limit any more."""
+        counts = np.zeros(len(limits), np.int64)
+        for queries, _, scores in (*self._kept, *self._new):
+            counts += np.bincount(queries[scores >= limits[queries]], minlength=len(limits))
+        lost = counts > most
+        self.given_up |= lost
+        limits[self.given_up] = np.inf
 
 
 def _above(
@@ -199,6 +243,25 @@ def _keys(queries: IntArray, scores: Float32Array) -> npt.NDArray[np.uint64]:
     bits = (scores + np.float32(0.0)).view(np.uint32)  # adding 0 makes one zero of the two
     rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return (queries.astype(np.uint64) << np.uint64(32)) | ~rising
+
+
+def may_be_best(
+    queries: IntArray, scores: Float32Array, q: int, k: int, slack: Float64Array
+) -> npt.NDArray[np.bool_]:
+    """Say of some candidates which may be among the k best of their query.
+
+    Args:
+        queries: (m,) whose candidates they are, from 0 to q - 1.
+        scores: (m,) float32, larger is nearer.
+        q: Queries.
+        k: Neighbours a query is to have.
+        slack: (q,) as `Scorer.slack`.
+    """
+    limits = np.full(q, -np.inf, np.float32)
+    _, full, worst = _best_keys(_keys(queries, scores), q, k)
+    limits[full] = worst - slack[full].astype(np.float32) * np.float32(1.001)
+    fit: npt.NDArray[np.bool_] = scores >= limits[queries]
+    return fit
 
 
 def _best_keys(
@@ -218,7 +281,7 @@ class Best:
     """The k best rows of each query of a block. Candidates wait until they are many, then are settled."""
 
     def __init__(self, queries: Vectors, table: Table, k: int) -> None:
-        self.k = k
+        self._k = k
         self._queries = queries
         self._table = table
         self._waiting: list[tuple[IntArray, IntArray, Float32Array | None]] = []
@@ -226,6 +289,11 @@ class Best:
         self._at = np.empty(0, np.int64)
         self._rows = np.empty(0, np.int64)
         self._near = np.empty(0, np.float32)
+
+    @property
+    def k(self) -> int:
+        """How many neighbours a query is to have."""
+        return self._k
 
     @property
     def dimensions(self) -> int:

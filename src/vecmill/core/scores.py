@@ -92,6 +92,7 @@ class _Products:
 
     def __init__(self, queries: Vectors, query_norms: Float32Array, table: Table) -> None:
         self.slack = 2.0 * margins(query_norms, table)
+        self.floor = _no_floor(queries)
         self._table = table
         self._queries = queries if table.metric is Metric.EUCLIDEAN else normalize(queries)
         self._columns = np.ascontiguousarray(self._queries.T)  # (d, q)
@@ -121,6 +122,7 @@ class _Differences:
 
     def __init__(self, queries: Vectors, table: Table, combine: np.ufunc) -> None:
         self.slack = np.zeros(len(queries))
+        self.floor = _no_floor(queries)
         self.relative = (2 * queries.shape[1] + 16) * _ROUNDOFF
         self._queries = queries
         self._table = table
@@ -164,6 +166,7 @@ class _Bits:
 
     def __init__(self, queries: Vectors, table: Table) -> None:
         self.slack = np.zeros(len(queries))
+        self.floor = _no_floor(queries)
         self._queries = signs(queries)
         self._table = table
 
@@ -195,6 +198,10 @@ class _Bits:
                 np.bitwise_count(bits, out=count)
                 np.add(total, count, out=total)
             yield place, total
+
+
+def _no_floor(queries: Vectors) -> Float32Array:
+    return np.full(len(queries), -np.inf, np.float32)
 
 
 def _pieces(
