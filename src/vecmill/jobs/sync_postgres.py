@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vecmill.collection.build import build_collection
+from vecmill.collection.build import build_collection, may_repeat
 from vecmill.core.config import Settings
 from vecmill.core.errors import InputError
 from vecmill.core.space import Manifest
@@ -118,6 +118,9 @@ class PostgresTarget:
     def set_columns(self, ids: list[Id], columns: pa.Table) -> None:
         """Change columns; of an id cut into chunks each row is written again with its vector."""
         table = self._open()
+        if not may_repeat(table.manifest):
+            table.set_columns(ids, columns)
+            return
         rows = [table.rows_of(one) for one in ids]
         single = [at for at, found in enumerate(rows) if len(found) == 1]
         if single:
@@ -134,24 +137,17 @@ class PostgresTarget:
 
     def ensure_takes(self, schema: pa.Schema) -> None:
         """Compare with the types the server has: text stays text, numbers numbers."""
+        there = pa.schema([]) if self.table is None else self.table.schema
         for entry in schema:
-            kind = sql_type(entry)
-            there = None if self.table is None else self.table.schema
-            if there is None or entry.name not in there.names:
+            sql_type(entry)
+            if entry.name not in there.names:
                 continue
             held = there.field(entry.name).type
-            try:
-                pa.unify_schemas(
-                    [pa.schema([(entry.name, held)]), pa.schema([entry.with_nullable(True)])],
-                    promote_options="permissive",
-                )
-            except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-                if kind == "json" and pa.types.is_string(held):
-                    continue
+            if not _fits(entry.type, held):
                 raise InputError(
                     f"column {entry.name!r} holds {held} in {self.name}, in the table that is read "
                     f"{entry.type}: leave it out with --columns, or give it another name"
-                ) from error
+                )
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -176,3 +172,23 @@ def _column(values: list[Any], kinds: pa.Schema, name: str) -> pa.Array:
         return pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array(values)
+
+
+def _fits(kind: pa.DataType, held: pa.DataType) -> bool:
+    """Say whether values of a type can be in a column of the server: whole numbers also among fractions."""
+    mine, theirs = _family(kind), _family(held)
+    return mine in (theirs, "null") or (mine == "whole" and theirs in ("fraction", "decimal"))
+
+
+def _family(kind: pa.DataType) -> str:
+    families = {
+        "null": pa.types.is_null,
+        "truth": pa.types.is_boolean,
+        "whole": pa.types.is_integer,
+        "fraction": pa.types.is_floating,
+        "decimal": pa.types.is_decimal,
+        "text": lambda one: pa.types.is_string(one) or pa.types.is_large_string(one),
+        "nested": pa.types.is_nested,
+        "moment": lambda one: pa.types.is_timestamp(one) or pa.types.is_date(one),
+    }
+    return next((name for name, matches in families.items() if matches(kind)), str(kind))
