@@ -25,8 +25,8 @@ from vecmill.core import errors
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("vecmill.cli.embed:embed", "Embed every row of tables into one vector set."),
-    "search": ("vecmill.cli.search:search", "Find the rows of a set nearest to a text or a vector."),
-    "similar": ("vecmill.cli.search:similar", "Find the rows of a set nearest to one of its own."),
+    "search": ("vecmill.cli.search:search", "Find the rows nearest to a text or a vector."),
+    "similar": ("vecmill.cli.search:similar", "Find the rows nearest to one of SOURCE's own."),
     "index": ("vecmill.cli.index:index", "Build, change and measure collections: what is searched."),
     "sync": (
         "vecmill.cli.sync:sync",
