@@ -20,7 +20,8 @@ import pytest
 from vecmill.core.space import PROBE_TEXTS
 from vecmill.data.vector_set import read_vectors
 from vecmill.index.storage import Store
-from vecmill.jobs.sync import SyncReceipt, sync
+from vecmill.jobs.sync import sync
+from vecmill.jobs.sync_plan import SyncReceipt
 from vecmill.testing.scenarios import Latency, Scenario
 from vecmill.testing.simulator import Simulator, simulator_thread
 

@@ -19,7 +19,7 @@ from vecmill.embedder.background import run_sync
 
 if TYPE_CHECKING:
     from vecmill.jobs.estimate import Estimate
-    from vecmill.jobs.sync import SyncPlan, SyncReceipt
+    from vecmill.jobs.sync_plan import SyncPlan, SyncReceipt
 
 
 @click.command()
@@ -100,7 +100,8 @@ async def _sync(
     source: str, target: str, options: dict[str, Any], *, dry_run: bool, yes: bool, as_json: bool
 ) -> SyncReceipt | None:
     """Compare, show, ask, apply; None where a plan was all that was wanted."""
-    from vecmill.jobs.sync import apply_sync, prepare_sync
+    from vecmill.jobs.sync import apply_sync
+    from vecmill.jobs.sync_plan import prepare_sync
 
     async with prepare_sync([source], target, settings=load_settings(), ask=not dry_run, **options) as plan:
         with ProgressLine() as line:

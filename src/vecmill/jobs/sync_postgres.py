@@ -149,10 +149,13 @@ class PostgresTarget:
                     f"{entry.type}: leave it out with --columns, or give it another name"
                 )
 
-    def finish(self) -> None:
-        """Nothing is left to do."""
-        if self.table is not None:
-            self.table.close()
+    def finish(self) -> str | None:
+        """Close the connections; say when the index should be built again."""
+        if self.table is None:
+            return None
+        stale = self.table.stale()
+        self.table.close()
+        return None if stale is None else f"{self.name}: {stale}"
 
     def remove(self, rows: IntArray) -> None:
         """Delete the items at rows of `digests`."""

@@ -26,7 +26,7 @@ from vecmill.data.set_target import output_format
 from vecmill.data.vector_set import stream_vectors
 from vecmill.index.snapshot import Snapshot
 from vecmill.index.storage import Store, is_store
-from vecmill.index.store_index import refresh
+from vecmill.index.store_index import refresh, state_of
 from vecmill.jobs.layout import Layout
 from vecmill.jobs.sync_diff import Digester, Digests, aligned
 from vecmill.jobs.windows import Window
@@ -89,8 +89,8 @@ class ChangingTarget(SyncTarget, Protocol):
     def set_columns(self, ids: list[Id], columns: pa.Table) -> None:
         """Give items other columns and keep their vectors."""
 
-    def finish(self) -> None:
-        """Do what comes after the last change; may be repeated."""
+    def finish(self) -> str | None:
+        """Do what comes after the last change; may be repeated. Return what people should know, or None."""
 
     def ensure_takes(self, schema: pa.Schema) -> None:
         """Refuse, before anything is spent, columns of types it cannot take.
@@ -304,9 +304,17 @@ class StoreTarget:
         for ids, vectors, columns in rows:
             store.add(ids, vectors, columns, replace=True, repeated=True)
 
-    def finish(self) -> None:
-        """Write what makes opening it quick."""
-        refresh(self._open())
+    def finish(self) -> str | None:
+        """Write what makes opening it quick; say when the index should be built again."""
+        store = self._open()
+        refresh(store)
+        state = state_of(store.snapshot())
+        if not state.is_stale:
+            return None
+        return (
+            f"{state.fresh:,} rows came since the index of {self.path} was built, they are compared one by "
+            f"one: `vecmill index build {self.path}` with the same options builds it again"
+        )
 
     def set_columns(self, ids: list[Id], columns: pa.Table) -> None:
         """Change columns in place; of an id cut into chunks each row is written again with its vector."""

@@ -22,12 +22,15 @@ from vecmill.core.events import Event, Notice
 from vecmill.data.set_files import open_set_file
 from vecmill.data.vector_set import read_manifest, read_vectors
 from vecmill.embedder.channel import Channel
+from vecmill.index.settings import IndexSettings
 from vecmill.index.storage import Store
+from vecmill.index.store_index import build_index
 from vecmill.jobs import windows
 from vecmill.jobs.plan import JobOptions, make_plan
 from vecmill.jobs.run import run
 from vecmill.jobs.store import list_jobs
-from vecmill.jobs.sync import SyncReceipt, prepare_sync, sync_async
+from vecmill.jobs.sync import sync_async
+from vecmill.jobs.sync_plan import SyncReceipt, prepare_sync
 from vecmill.testing.fakes import FakeProvider, fake_vector
 
 SETS = ("o.parquet", "folder", "o.arrow")
@@ -551,6 +554,19 @@ def test_a_collection_built_from_a_set_is_synced_as_the_set_would_be(write: Writ
     target = tmp_path / "folder"
     renamed = target.rename(tmp_path / "o.collection")
     assert held(renamed) == expected(CHANGED)
+
+
+def test_an_index_that_lags_behind_is_told(write: Write, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    target = tmp_path / "o.collection"
+    many: list[Row] = [(f"m{number}", f"one of many: {number}", "1") for number in range(60)]
+    sync(write(many), target, text="title")
+    build_index(Store.open(target), IndexSettings(kind="hnsw"))  # type: ignore[arg-type]  # as people write it
+    seen: list[Event] = []
+    sync(write([*many, ROWS[0]]), target, listen=seen.append)
+    assert not any(isinstance(event, Notice) for event in seen)
+    sync(write([*many, *ROWS, *CHANGED[:1], *CHANGED[-1:]]), target, listen=seen.append)
+    assert any(isinstance(event, Notice) and event.code == "index_stale" for event in seen)
 
 
 def test_a_manifest_says_of_what_table_a_set_is(write: Write, tmp_path: Path) -> None:
