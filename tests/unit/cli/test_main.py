@@ -149,6 +149,16 @@ def every_command(command: click.Command, path: tuple[str, ...] = ()) -> Iterato
             yield from every_command(child, (*path, name))
 
 
+def command_at(path: tuple[str, ...]) -> click.Command:
+    command: click.Command = main.cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        child = command.get_command(click.Context(command), name)
+        assert child is not None
+        command = child
+    return command
+
+
 @pytest.mark.parametrize("path", list(every_command(main.cli)), ids=" ".join)
 def test_a_help_page_has_its_examples_one_per_line(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -158,15 +168,11 @@ def test_a_help_page_has_its_examples_one_per_line(
     said = capsys.readouterr().out
     assert "\\b" not in said
     assert "\b" not in said
-    examples = [line for line in said.splitlines() if line.startswith(("  vecmill ", "  zcat "))]
-    assert len(examples) == {
-        "": 3,
-        "embed": 3,
-        "search": 3,
-        "similar": 1,
-        "bench local": 2,
-        "bench client": 2,
-    }.get(" ".join(path), 0)
+    starts = ("  vecmill ", "  zcat ")
+    shown = [line for line in said.splitlines() if line.startswith(starts)]
+    written = [line for line in (command_at(path).help or "").splitlines() if f"  {line}".startswith(starts)]
+    assert shown == [f"  {line}" for line in written]
+    assert path not in ((), ("embed",), ("search",), ("sync",)) or len(shown) >= 3
 
 
 def test_an_interrupt_says_what_is_kept_where_something_is(
