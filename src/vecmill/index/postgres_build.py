@@ -54,7 +54,7 @@ _OPERATOR_CLASSES = {
 }
 _OVERSAMPLE = {Precision.FLOAT32: 1.0, Precision.FLOAT16: 2.0, Precision.BINARY: 20.0}
 _EFFORTS = (40, 56, 80, 112, 160, 224, 320, 448, 640, 1000)
-_QUERIES, _K = 200, 10
+_QUERIES, _RUN, _K = 200, 20, 10
 _MEASURED_BYTES = 200 << 20
 """Vectors of the copy that recall is measured in: 136,000 of 384 dimensions."""
 
@@ -294,7 +294,7 @@ def calibrated(sessions: Sessions, layout: Layout, index: Index, target: float) 
         StorageError, WriteError: The server has no room for the copy.
     """
     with sessions.transaction(write=True) as cursor:
-        copy, queries = _copied(cursor, layout)
+        copy, queries = _copied(cursor, layout, index.rows)
         apart = replace(index, name=f"{copy.table}_index", rows=_rows(cursor, copy))
         if apart.rows < _K or not len(queries):
             return replace(index, notes=(*index.notes, "too few rows to measure its recall"))
@@ -307,14 +307,14 @@ def calibrated(sessions: Sessions, layout: Layout, index: Index, target: float) 
     return replace(index, effort=effort, measured=measured.measured, notes=notes)
 
 
-def _copied(cursor: Cursor[Any], layout: Layout) -> tuple[Layout, Vectors]:
+def _copied(cursor: Cursor[Any], layout: Layout, rows_now: int) -> tuple[Layout, Vectors]:
     """Copy the table's vectors but some, which no other row equals, and return those."""
     copy = replace(layout, table=f"vecmill_measured_{_digest(layout.table)}", index=None)
-    rows, queries = _held_back(cursor, layout)
+    held, queries = _held_back(cursor, layout, rows_now)
     cursor.execute(
         f"CREATE UNLOGGED TABLE {copy.name} AS SELECT {ROW}, {VECTOR} FROM {layout.name} "
         f"WHERE {ROW} <> ALL(%s) ORDER BY hashint8({ROW}) LIMIT {_MEASURED_BYTES // (4 * layout.dimensions)}",
-        (rows.tolist(),),
+        (held.tolist(),),
     )
     return copy, queries
 
@@ -350,22 +350,26 @@ def _efforts(index: Index) -> tuple[int, ...]:
     return tuple(sorted({min(most, 1 << power) for power in range(most.bit_length() + 1)}))
 
 
-def _held_back(cursor: Cursor[Any], layout: Layout) -> tuple[IntArray, Vectors]:
-    """Return some rows and their vectors, the same ones every time for the same table."""
+def _held_back(cursor: Cursor[Any], layout: Layout, rows: int) -> tuple[IntArray, Vectors]:
+    """Return rows to be held back, and the vectors of those among them that are asked for.
+
+    Neighbours in a table are often of one kind (five captions of one picture): one of them is found easily
+    through the others. So whole runs are held back, and only their middles are asked for. The same table
+    gives the same ones.
+    """
     cursor.execute(f"SELECT min({ROW}), max({ROW}) FROM {layout.name}", ())
     least, most = cursor.fetchone() or (None, None)
-    if least is None or most is None:
+    runs = min(_QUERIES // (_RUN // 2), rows // (4 * _RUN))
+    if least is None or most is None or not runs:
         return np.empty(0, np.int64), np.empty((0, layout.dimensions), np.float32)
-    picks = np.unique(np.random.default_rng(0).integers(least, most + 1, 4 * _QUERIES))
+    span = (most - least + 1 - _RUN) / runs
+    starts = least + ((np.arange(runs) + np.random.default_rng(0).random(runs)) * span).astype(np.int64)
+    held = (starts[:, np.newaxis] + np.arange(_RUN)).ravel()
+    middles = held.reshape(runs, _RUN)[:, _RUN // 4 : _RUN // 4 + _RUN // 2].ravel()
     cursor.execute(
-        f"SELECT {ROW}, {VECTOR} FROM {layout.name} WHERE {ROW} = ANY(%s) "
-        f"ORDER BY hashint8({ROW}) LIMIT {_QUERIES}",
-        (picks.tolist(),),
+        f"SELECT {VECTOR} FROM {layout.name} WHERE {ROW} = ANY(%s) ORDER BY {ROW}", (middles.tolist(),)
     )
-    found = cursor.fetchall()
-    return np.array([row for row, _ in found], np.int64), vector_of(
-        [data for _, data in found], layout.dimensions
-    )
+    return held, vector_of([data for (data,) in cursor.fetchall()], layout.dimensions)
 
 
 def _is_double(near: Found, query: Vectors, metric: Metric) -> bool:
