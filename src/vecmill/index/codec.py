@@ -23,8 +23,8 @@ Float64Array = npt.NDArray[np.float64]
 
 _SIGN_METRICS = (Metric.HAMMING, Metric.JACCARD)
 _SCALES = ("auto", "global", "dimension")
-_FARTHEST = np.float32(2.0**20)
-"""Prepared components lie around 1; what is farther out is moved here, so that no product overflows."""
+_FARTHEST = 2.0**20
+"""Prepared components lie around 1; vectors farther out are pulled in, so that no product overflows."""
 
 _MAGIC = b"VMCODEC\n"
 _FORMAT = 1
@@ -113,11 +113,28 @@ class Codec:
         short = given[:, : self.width]
         if self.metric is Metric.COSINE:
             return normalize(short)
-        out = np.ldexp(short, -self.exponent)
+        if self.metric in _SIGN_METRICS:
+            return short.copy()  # scaling could make the smallest ones zero
+        wide = np.ldexp(short.astype(np.float64), -self.exponent)
         if self.metric in (Metric.DOT, Metric.EUCLIDEAN) and self.width < self.dimensions:
-            full, kept = (np.linalg.norm(table.astype(np.float64), axis=1) for table in (given, short))
-            out *= np.divide(full, kept, out=np.ones(len(full)), where=kept > 0.0)[:, None].astype(np.float32)
-        return np.clip(out, -_FARTHEST, _FARTHEST, out=out)
+            full, kept = _lengths(given), _lengths(short)
+            wide *= np.divide(full, kept, out=np.ones(len(full)), where=kept > 0.0)[:, None]
+        farthest = np.abs(wide).max(axis=1, initial=_FARTHEST, keepdims=True)
+        wide *= _FARTHEST / farthest
+        return wide.astype(np.float32)
+
+    def asked(self, queries: Vectors) -> Vectors:
+        """Return queries as they are compared: as `prepare`, but of unit length for dot: order stays.
+
+        Args:
+            queries: (q, d) float32, finite.
+
+        Raises:
+            DimensionMismatchError: Queries are of another width.
+            InputError: A component is NaN or infinite.
+        """
+        given = check(queries, dimensions=self.dimensions, what="queries")
+        return normalize(given[:, : self.width]) if self.metric is Metric.DOT else self.prepare(given)
 
     def encode(self, vectors: Vectors) -> Bytes:
         """Compress vectors: (n, size_bytes) uint8, a row per vector. Works in pieces of bounded size.
@@ -139,7 +156,9 @@ class Codec:
     def decode(self, codes: Bytes) -> Vectors:
         """Return what is left of the vectors: (n, width) float32; of unit length (nearly) for cosine."""
         decoded = self.quantizer.decode(codes)
-        return decoded if self.exponent == 0 else np.ldexp(decoded, self.exponent)
+        if self.exponent == 0:
+            return decoded
+        return _rounded(np.ldexp(decoded.astype(np.float64), self.exponent))
 
     def estimate(self, queries: Vectors, codes: Bytes) -> Float32Array:
         """Estimate distances from codes, on the scale of the true ones.
@@ -154,14 +173,17 @@ class Codec:
         Raises:
             DimensionMismatchError: Queries are of another width.
         """
-        asked = self.prepare(queries)
+        asked = self.asked(queries)
         if self.metric in _SIGN_METRICS:
             return self._sign_distances(asked, codes)
+        wide = asked.astype(np.float64)
+        if self.metric is Metric.DOT:
+            wide *= _lengths(queries)[:, None]
         out = np.empty((len(asked), len(codes)), np.float32)
         step = max(1, _TILE // max(1, self.width))
         for start in range(0, len(codes), step):
             part = slice(start, start + step)
-            out[:, part] = self._distances(asked.astype(np.float64), self.quantizer.decode(codes[part]))
+            out[:, part] = _rounded(self._distances(wide, self.quantizer.decode(codes[part])))
         return out
 
     def _distances(self, asked: Float64Array, decoded: Vectors) -> Float64Array:
@@ -174,8 +196,7 @@ class Codec:
         if self.metric is Metric.COSINE:
             return np.clip(1.0 - products, 0.0, 2.0)
         if self.metric is Metric.DOT:
-            limit = float(np.finfo(np.float32).max)
-            return np.clip(-products * unit * unit, -limit, limit)
+            return 0.0 - products * unit
         lengths = np.vecdot(tile, tile) - self.quantizer.excess
         squares = np.vecdot(asked, asked)[:, None] + lengths - 2.0 * products
         roots: Float64Array = np.sqrt(np.maximum(squares, 0.0)) * unit
@@ -213,6 +234,18 @@ class Codec:
         body = b"".join(value.astype(value.dtype.newbyteorder("<")).tobytes() for value in arrays.values())
         data = _MAGIC + struct.pack("<I", len(header)) + header + body
         return data + hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
+def _lengths(vectors: Vectors) -> Float64Array:
+    wide = vectors.astype(np.float64)
+    lengths: Float64Array = np.sqrt(np.vecdot(wide, wide))
+    return lengths
+
+
+def _rounded(values: Float64Array) -> Float32Array:
+    """Round to float32; what is too large becomes the largest."""
+    limit = float(np.finfo(np.float32).max)
+    return np.clip(values, -limit, limit).astype(np.float32)
 
 
 def fit(sample: Vectors, spec: CodeSpec, *, metric: Metric | str, seed: int = 0) -> Codec:

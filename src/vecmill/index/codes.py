@@ -90,7 +90,7 @@ class Codes:
         """
         if count < 1:
             raise InputError(f"count is {count}; ask for at least 1 candidate")
-        asked = self._codec.prepare(queries)
+        asked = self._codec.asked(queries)
         n = len(self)
         count = min(count, n)
         rows = None

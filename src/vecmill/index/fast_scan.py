@@ -109,7 +109,11 @@ class GroupCodes:
         allowed are decoded.
         """
         if rows is None:
-            return self._search(asked, count)
+            found = self._search(asked, count)
+            short = np.flatnonzero((found < 0).any(axis=1))  # faiss leaves out what scores lowest of all
+            if len(short):
+                found[short] = scan(self._codec, self, asked[short], count, None)
+            return found
         share = len(rows) / max(1, self._count)
         if share < _LEAST_SHARE:
             return scan(self._codec, self, asked, count, rows)

@@ -19,7 +19,9 @@ from vecmill.index.quantizers import Bytes, Float32Array
 _ROUNDS = 15
 """Rounds of k-means; more hardly change the centroids."""
 
-_SAMPLE_PER_CENTROID = 256
+_SAMPLE_PER_CENTROID, _MOST_SAMPLED = 256, 1 << 14
+"""Four times the sample for 8 bits takes a third more time and lowers the error by half a percent."""
+
 _TILE_SCORES = 1 << 18
 
 
@@ -37,7 +39,7 @@ class Product:
 
     @classmethod
     def fit(cls, vectors: Vectors, *, parts: int | None, bits: int, seed: int) -> Product:
-        """Find the centroids of every part by k-means on at most 256 vectors per centroid.
+        """Find the centroids of every part by k-means on at most 4,096 vectors (4 bits) or 16,384.
 
         Args:
             vectors: (n, w) float32.
@@ -55,7 +57,7 @@ class Product:
             raise InputError(f"pq has {parts} parts of {width} dimensions; choose from 1 to {width}")
         size = -(-width // parts)
         rng = np.random.default_rng(seed)
-        most = _SAMPLE_PER_CENTROID << bits
+        most = min(_SAMPLE_PER_CENTROID << bits, _MOST_SAMPLED)
         sample = vectors if n <= most else vectors[np.sort(rng.choice(n, most, replace=False))]
         split = _split(sample, -(-width // size), size)
         return cls(np.stack([_centroids(part, 1 << bits, rng) for part in split]), width)
