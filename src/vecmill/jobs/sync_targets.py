@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vecmill.collection.build import build_collection, columns_of, set_rows
+from vecmill.core import durable
 from vecmill.core.config import Settings
 from vecmill.core.errors import InputError
 from vecmill.core.space import Manifest
 from vecmill.core.types import Id, IntArray, Mask, Vectors
 from vecmill.data.set_files import SetFile, open_set_file
-from vecmill.data.set_target import output_format
+from vecmill.data.set_target import PART_NAME, output_format
 from vecmill.data.vector_set import stream_vectors
 from vecmill.index.snapshot import Snapshot
 from vecmill.index.storage import Store, is_store
@@ -45,26 +46,39 @@ Items: TypeAlias = tuple[list[Id], Vectors, pa.Table]
 
 
 class SyncTarget(Protocol):
-    """What is brought up to date.
+    """What is brought up to date."""
 
-    Attributes:
-        name: What people call it. kind: "set", "collection" or "postgresql".
-        exists: Whether it is there already.
-        manifest: What made its vectors; None where it does not exist or does not say.
-        text_column: The column of the texts, None where it keeps none.
-        columns: Its columns, ids and vectors left out.
-        state: The folder that holds an unfinished sync.
-        keeps_all: Whether rows without a vector stay, as they do in a set.
-    """
+    @property
+    def name(self) -> str:
+        """What people call it."""
 
-    name: str
-    kind: str
-    exists: bool
-    manifest: Manifest | None
-    text_column: str | None
-    columns: tuple[str, ...]
-    state: Path
-    keeps_all: bool
+    @property
+    def kind(self) -> str:
+        """One of "set", "collection" and "postgresql"."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there already."""
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What made its vectors; None where it does not exist or does not say."""
+
+    @property
+    def text_column(self) -> str | None:
+        """The column of the texts, None where it keeps none."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its columns, vectors left out."""
+
+    @property
+    def state(self) -> Path:
+        """The folder that holds an unfinished sync."""
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether rows without a vector stay, as they do in a set."""
 
     def digests(self, layout: Layout) -> Digests:
         """Read what it holds, in its own order: ids, texts, and those columns the table has."""
@@ -152,7 +166,7 @@ class SetTarget:
                 f"{path}: a set of {format_} does not keep every text, so nobody can see what changed; sync "
                 "into .parquet, .arrow, a folder, a .collection or a postgresql:// URL"
             )
-        there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+        there = path.exists() and not (path.is_dir() and _is_only_begun(path))
         return cls(path, format_, open_set_file(path) if there else None)
 
     @property
@@ -400,6 +414,12 @@ def as_table(found: pa.RecordBatch | pa.Table, names: list[str], schema: pa.Sche
         found = pa.Table.from_batches([found])
     columns = [aligned(found.column(name).combine_chunks(), schema.field(name).type) for name in names]
     return pa.table(columns, names=names) if names else found.select([])
+
+
+def _is_only_begun(folder: Path) -> bool:
+    """Say whether a folder is empty, or holds what a crash left of the first writing of a set."""
+    names = [entry.name for entry in folder.iterdir() if not durable.is_leftover(entry)]
+    return all(PART_NAME.fullmatch(name) for name in names)
 
 
 def _to_retry(errors: pa.Array) -> Mask:
