@@ -121,14 +121,15 @@ def collect(
         scorer: Scores the positions 0 to n.
         n: Positions.
         tile: Rows scored at once, a multiple of the group; None for what suits the caches.
-        most: Candidates that a query may have before it is given up; None for any number.
+        most: Candidates a query may have at the end, and four times as many (or two tiles) on the way, where
+            the k best are not known yet; with more it is given up. None for any number.
 
     Returns:
         The places of the queries given up, of which `best` knows nothing.
     """
     if tile is None:
         tile = tile_rows(len(asked), best.dimensions, n)
-    waiting = _Waiting(asked, best, scorer, most)
+    waiting = _Waiting(asked, best, scorer, None if most is None else max(4 * most, 2 * tile))
     buffer = np.empty((tile, len(asked)), np.float32)
     members = buffer.reshape(_GROUP, tile // _GROUP, len(asked))  # of a group lie tile // _GROUP apart
     maxima = np.empty(members.shape[1:], np.float32)
@@ -151,7 +152,7 @@ def collect(
         if stop >= renewal or waiting.count >= _MAX_PENDING:
             waiting.renew()
             renewal = _RENEWAL * stop
-    waiting.renew()
+    waiting.renew(most)
     waiting.hand_over()
     return asked[np.flatnonzero(waiting.given_up)]
 
@@ -186,14 +187,14 @@ class _Waiting:
         self._new.append((queries, positions, scores))
         self.count += len(queries)
 
-    def renew(self) -> None:
+    def renew(self, most: int | None = None) -> None:
         """Raise the limits to what the candidates allow, and drop those below."""
         keys = [self._tops, *(_keys(queries, scores) for queries, _, scores in self._new)]
         self._tops, full, worst = _best_keys(np.concatenate(keys), len(self.limits), self._best.k)
         kept = self.limits.copy()
         kept[full] = self._below(worst, full)
         if self._most is not None:
-            self._give_up(kept, self._most)
+            self._give_up(kept, self._most if most is None else most)
         self._kept = [_above(one, kept) for one in (*self._kept, *self._new)]
         self._new = []
         self.count = sum(len(queries) for queries, _, _ in self._kept)

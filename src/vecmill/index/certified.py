@@ -3,8 +3,8 @@
 A vector is its code times a scale plus a residual whose length is known. So the true inner product differs
 from that of the codes, which is an exact sum of integers, by at most (Cauchy and Schwarz)
 |residual of the query| |vector| + |code of the query| |residual of the vector|.
-What scores lower than that explains is out; the few that remain are compared in float32, then in float64. The
-answer is therefore that of `core.vectors.nearest`, bit for bit. A query with very many such rows is left to it.
+What scores lower than that explains is out; the few that remain are compared in float32, then in float64. So
+the answer is that of `core.vectors.nearest`, bit for bit. A query with very many such rows is left to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METRICS = frozenset({Metric.COSINE, Metric.DOT, Metric.EUCLIDEAN})
 _ROUNDOFF = 2.0**-24  # unit roundoff of float32
 _LEAST_SCALE, _LARGEST = 1e-30, 1e15  # scales below are raised; longer vectors are left to float32
 _LARGEST_SCORE = 1e30  # in units of the scale of a query's code; beyond, float32 may overflow
-_BLOCKS = (16, 64, 256, 1024)  # queries of a compiled product
+_BLOCKS = (16, 32, 64, 128, 256, 512, 1024)  # queries of a compiled product
 _TILE_SCORES = 1 << 20
 _MAX_TILE = 8192
 _ALIGNED = 64  # the rows of a tile are a multiple

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecmill.core import machine
+from vecmill.core.config import environment
 from vecmill.core.errors import ConfigError, DimensionMismatchError, InputError, unknown_name
 from vecmill.core.scan import Table
 from vecmill.core.types import IntArray, Mask, Metric, Neighbors, Vectors, choice
@@ -22,7 +23,7 @@ ENGINES = ("auto", "numpy", "faiss", "int8")
 _CODES_START = 0.1  # compiling and checking the product
 _CODES_PER_COMPONENT = 2.5e-9  # coding the vectors
 _CODES_SAVE = 12e-12  # per component of a pair
-_LEAST_BATCH = 16  # queries below which the products do not pay
+_LEAST_BATCH = 6  # queries below which the products do not pay
 _LEAST_PROVED = 0.75  # of the queries; below, comparing twice costs more than the codes save
 _JUDGED_AFTER = 512  # queries
 _MEMORY_SHARE = 8  # codes take at most an eighth of the memory
@@ -51,8 +52,8 @@ class ExactIndex:
         vectors: (n, d), at least one; need not be normalized.
         metric: What "near" means.
         engine: One of the above.
-        threads: Threads of 8-bit products, 0 for every core the process may use. BLAS and faiss have their
-            own settings, which are not touched.
+        threads: Threads of 8-bit products; 0 for as many as OMP_NUM_THREADS grants BLAS, else every core the
+            process may use. BLAS and faiss have their own settings, which are not touched.
 
     Raises:
         InputError: There are no vectors, one holds NaN or infinity, or the engine does not know the metric.
@@ -77,7 +78,7 @@ class ExactIndex:
             raise InputError(f"nothing to search: vectors have shape {table.shape}")
         self._table = Table(table, norms_of(table), kind)
         self._engine = engine
-        self._threads = threads
+        self._threads = threads if threads > 0 else _granted()
         self._codes: CertifiedCodes | None = None
         self._codes_pay = engine == "auto" and _codes_can_pay(self._table)
         self._seconds_lost = 0.0
@@ -209,6 +210,12 @@ def _codes_can_pay(table: Table) -> bool:
     limit = machine.memory_limit_bytes()
     fits = limit is None or table.vectors.size <= limit // _MEMORY_SHARE
     return fits and can_certify(table) and are_fast()
+
+
+def _granted() -> int:
+    """Return the threads that OMP_NUM_THREADS grants, 0 where it says nothing."""
+    said = environment().get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(int(said), machine.usable_cores()) if said.isdecimal() else 0
 
 
 def _mask(allowed: Mask, n: int) -> Mask:

@@ -111,7 +111,7 @@ def _checked(items: int, queries: int) -> list[tuple[npt.NDArray[np.int64], npt.
     return [(rows, np.arange(queries)), (np.arange(items), columns)]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _compiled(items: int, queries: int, dimensions: int, threads: int) -> Any:
     """Compile the graph; kept for the next index of the same shape."""
     ov = openvino()
