@@ -275,7 +275,11 @@ def _refuse_for_rebuilding(given: dict[str, Any]) -> None:
 
 def _rebuilt(source: str, settings: IndexSettings, *, not_mrl: bool) -> tuple[str, Measured | None]:
     from vecmill.collection.upkeep import ensure_shortens, manifest_of_target, rebuild_index
+    from vecmill.index.postgres_url import is_address
+    from vecmill.index.storage import is_store
 
+    if not is_address(source) and not is_store(source):
+        raise click.UsageError(f"{source} is no collection: say with -o where one is to be made of it")
     if not not_mrl:
         ensure_shortens(manifest_of_target(source), settings.shorten, _shown(source))
     return rebuild_index(source, settings, progress=tell)
@@ -287,7 +291,10 @@ def _built(
     from vecmill.collection.build import build_collection
     from vecmill.collection.upkeep import ensure_shortens
     from vecmill.data.vector_set import read_manifest
+    from vecmill.index.storage import is_store
 
+    if is_store(source):
+        raise click.UsageError(f"{source} is a collection already: leave out -o to build its index anew")
     if settings.shorten is not None and not not_mrl:
         ensure_shortens(read_manifest(source), settings.shorten, source)
     columns = given.pop("columns")

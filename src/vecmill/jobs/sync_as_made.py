@@ -32,7 +32,7 @@ def as_made(target: SyncTarget, options: Mapping[str, Any], settings: Settings) 
         )
     taken = {
         **_model(made, given, settings),
-        **_texts(made, given, target.name),
+        **_texts(made, given, target),
         **_columns(made, target),
     }
     for name in ("long_text", "input_type"):
@@ -52,15 +52,16 @@ def _model(made: Manifest, given: Mapping[str, Any], settings: Settings) -> dict
     return {"model": asked or made.model, "dimensions": given.get("dimensions", made.dimensions)}
 
 
-def _texts(made: Manifest, given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    template, text = given.get("template"), given.get("text")
+def _texts(made: Manifest, given: Mapping[str, Any], target: SyncTarget) -> dict[str, Any]:
+    """Take the texts from where they came; a collection filled by hand names its column, not its manifest."""
+    template, text, name = given.get("template"), given.get("text"), target.name
     if made.template is not None:
         if text is not None:
             raise _otherwise(name, f"with the template {made.template!r}", f"--text {text}")
         return {"template": _agreed("template", template, made.template, name)}
     if template is not None:
-        raise _otherwise(name, f"from the column {made.text!r}", f"the template {template!r}")
-    return {"text": _agreed("text", text, made.text, name)}
+        raise _otherwise(name, f"from the column {target.text_column!r}", f"the template {template!r}")
+    return {"text": _agreed("text", text, target.text_column, name)}
 
 
 def _columns(made: Manifest, target: SyncTarget) -> dict[str, Any]:

@@ -95,6 +95,18 @@ def test_options_of_a_new_collection_need_one(
     assert option[0] in str(result.exception)
 
 
+def test_a_set_needs_a_name_for_its_collection_and_a_collection_none(
+    vector_set: Path, tmp_path: Path
+) -> None:
+    result = invoke("build", vector_set, "--precision", "int8")
+    assert isinstance(result.exception, click.UsageError)
+    assert "-o" in str(result.exception)
+    invoke("build", vector_set, "-o", tmp_path / "c")
+    result = invoke("build", tmp_path / "c", "-o", tmp_path / "d")
+    assert isinstance(result.exception, click.UsageError)
+    assert "leave out -o" in str(result.exception)
+
+
 def test_shortening_a_model_that_was_not_made_for_it_must_be_meant(vector_set: Path, tmp_path: Path) -> None:
     short = ("build", vector_set, "-o", tmp_path / "c", "--shorten", "4")
     result = invoke(*short)

@@ -569,6 +569,23 @@ def test_an_index_that_lags_behind_is_told(write: Write, tmp_path: Path) -> None
     assert any(isinstance(event, Notice) and event.code == "index_stale" for event in seen)
 
 
+def test_a_collection_filled_by_hand_is_synced_from_the_column_of_its_texts(
+    write: Write, tmp_path: Path
+) -> None:
+    sync(write(ROWS), tmp_path / "made.collection", text="title")
+    made = Store.open(tmp_path / "made.collection").catalogue.manifest
+    assert made is not None
+    target = tmp_path / "o.collection"
+    store = Store.create(target, dimensions=8, manifest=replace(made, text=None), text_column="title")
+    store.add(["p0"], [fake_vector("text 0")], pa.table({"title": ["text 0"]}))
+    model = provider()
+    assert sync(write(ROWS), target, model).added == 10
+    assert len(texts_of(model)) == 10
+    assert held(target) == expected(ROWS)
+    with pytest.raises(SpaceMismatchError, match="'title'"):
+        sync(write(ROWS), target, text="sku")
+
+
 def test_a_manifest_says_of_what_table_a_set_is(write: Write, tmp_path: Path) -> None:
     target = tmp_path / "o.parquet"
     sync(write(ROWS), target, text="title")
