@@ -191,6 +191,22 @@ def test_columns_of_every_type_stay_equal(simulator: Simulator, tmp_path: Path, 
     assert (receipt.columns_updated, receipt.unchanged) == (3, 17)
 
 
+def test_a_sync_that_has_spent_what_it_may_pauses_and_goes_on(
+    simulator: Simulator, tmp_path: Path, target: str
+) -> None:
+    table = write(tmp_path / "in" / "t.csv", rows(3000))
+    command = [sys.executable, "-m", "vecmill.cli", "sync", str(table), target, "--id", "sku", "--json"]
+    command += ["-m", MODEL, "--text", "title"]
+    capped = subprocess.run([*command, "--max-usd", "0.0003"], capture_output=True, text=True, check=False)
+    assert capped.returncode == 4, capped.stderr
+    assert json.loads(capped.stdout)["state"] == "paused"
+    assert "the same command (with a higher --max-usd) goes on" in capped.stderr
+    assert 0 < simulator.billed_texts < 3000
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["ids_after"] == 3000
+    assert simulator.billed_texts == 3000 + len(PROBE_TEXTS)
+
+
 def test_a_sync_killed_again_and_again_ends_right_and_pays_once(
     tmp_path: Path, target: str, slow: bool
 ) -> None:

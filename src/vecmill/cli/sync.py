@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     "--encoding", metavar="CODEC[:ERRORS]", help="Such as cp1252, or utf-8:replace.  [default: utf-8]"
 )
 @click.option("--delimiter", metavar="CHAR", help="csv and tsv: what separates cells.")
+@click.option("--any-language", is_flag=True, help="Go on where the model does not know most of the words.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt, or the plan, as one JSON object.")
 def sync(source: str, target: str, dry_run: bool, yes: bool, as_json: bool, **given: Any) -> int:
     """Bring a set, collection or PostgreSQL table up to date with a table that changed.
