@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from vecmill.core import distances as exact
 from vecmill.core import scan, scores
 from vecmill.core import vectors as module
+from vecmill.core.scan import Table
 from vecmill.core.types import Metric, Neighbors
-from vecmill.core.vectors import nearest
+from vecmill.core.vectors import distances, merged, nearest, normalize, norms_of
+from vecmill.index.certified import CertifiedCodes, can_certify
 
 METRICS = st.sampled_from(list(Metric))
 
@@ -134,9 +138,89 @@ def test_searching_two_halves_and_merging_equals_searching_the_whole(
     whole = nearest(queries, vectors, 5, metric=metric)
     left = nearest(queries, vectors[:cut], 5, metric=metric)
     right = nearest(queries, vectors[cut:], 5, metric=metric)
-    rows = np.concatenate([left.rows, right.rows + cut], axis=1)
-    near = np.concatenate([left.distances, right.distances], axis=1)
-    for i in range(3):
-        order = np.lexsort((rows[i], near[i]))[:5]
-        np.testing.assert_array_equal(rows[i][order], whole.rows[i])
-        np.testing.assert_array_equal(near[i][order], whole.distances[i])
+    assert_equal(merged([left, replace(right, rows=right.rows + cut)], 5), whole)
+
+
+@given(case=small_numbers(), metric=METRICS, seed=st.integers(0, 99), share=st.floats(0, 1))
+@settings(max_examples=150, deadline=None)
+def test_a_mask_gives_what_searching_the_allowed_rows_alone_gives(
+    case: tuple[np.ndarray, np.ndarray, int], metric: Metric, seed: int, share: float
+) -> None:
+    queries, vectors, k = case
+    allowed = np.random.default_rng(seed).random(len(vectors)) < share
+    alone = brute_force(queries, vectors[allowed], k, metric)
+    got = nearest(queries, vectors, k, metric=metric, allowed=allowed)
+    assert_equal(got, replace(alone, rows=np.flatnonzero(allowed)[alone.rows]))
+
+
+SPECIAL = st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1.0000001, 3e38, -3e38, 1e19, 1e-19])
+NUMBERS = st.one_of(SPECIAL, st.floats(width=32, allow_nan=False, allow_infinity=False))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    d = draw(st.integers(1, 4))
+    row = st.lists(NUMBERS, min_size=d, max_size=d)
+    vectors = draw(st.lists(row, min_size=0, max_size=8))
+    queries = draw(st.lists(row, min_size=0, max_size=3))
+    return (
+        np.array(queries, np.float32).reshape(len(queries), d),
+        np.array(vectors, np.float32).reshape(len(vectors), d),
+    )
+
+
+@given(case=tables(), metric=METRICS, k=st.integers(1, 12))
+@settings(max_examples=300, deadline=None)
+def test_any_finite_numbers_are_answered_as_sorting_all_distances_does(
+    case: tuple[np.ndarray, np.ndarray], metric: Metric, k: int
+) -> None:
+    queries, vectors = case
+    table = distances(queries, vectors, metric=metric)
+    order = np.argsort(table, axis=1, kind="stable")[:, :k]
+    want = Neighbors(order, np.take_along_axis(table, order, axis=1), complete=k <= len(vectors))
+    assert_equal(nearest(queries, vectors, k, metric=metric), want)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 700),
+    q=st.integers(1, 40),
+    d=st.integers(1, 40),
+    k=st.sampled_from([1, 3, 20, 900]),
+    kind=st.sampled_from(["plain", "rounded", "unit", "zeros", "lengths", "offset", "copies"]),
+    size=st.sampled_from([1e-30, 1e-12, 1.0, 1e6, 1e20]),
+    metric=st.sampled_from([Metric.COSINE, Metric.DOT, Metric.EUCLIDEAN]),
+    share=st.sampled_from([None, 0.1, 0.6, 1.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_8_bit_codes_give_the_bits_of_float32(
+    seed: int, n: int, q: int, d: int, k: int, kind: str, size: float, metric: Metric, share: float | None
+) -> None:
+    numbers = np.random.default_rng(seed)
+    vectors = nasty(numbers, n, d, kind) * np.float32(size)
+    near = vectors[numbers.integers(0, n, q // 2)]
+    queries = np.concatenate([near, numbers.normal(size=(q - len(near), d)).astype(np.float32)])
+    table = Table(vectors, norms_of(vectors), metric)
+    allowed = None if share is None else numbers.random(n) < share
+    want = nearest(queries, vectors, k, metric=metric, allowed=allowed)
+    if can_certify(table):
+        assert_equal(CertifiedCodes(table, threads=1).search(queries, k, allowed=allowed), want)
+
+
+def nasty(numbers: np.random.Generator, n: int, d: int, kind: str) -> np.ndarray:
+    """Make vectors on which a bound that is too tight shows."""
+    vectors = numbers.normal(size=(n, d)).astype(np.float32)
+    match kind:
+        case "rounded":
+            vectors = vectors.round(0)
+        case "unit":
+            vectors = normalize(vectors)
+        case "zeros":
+            vectors[numbers.random(n) < 0.3] = 0
+        case "lengths":
+            vectors *= np.exp(3 * numbers.normal(size=(n, 1))).astype(np.float32)
+        case "offset":
+            vectors += np.float32(10)
+        case "copies":
+            vectors = vectors[numbers.integers(0, min(n, 5), n)]
+    return vectors

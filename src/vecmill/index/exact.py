@@ -259,11 +259,7 @@ def search_originals(
     """
     n, d = len(originals), originals.dimensions
     answers = [nearest(queries, np.empty((0, d), np.float32), k, metric=metric)]
-    if allowed is not None and np.shape(allowed) != (n,):
-        raise InputError(
-            f"allowed has shape {np.shape(allowed)}; it must hold one bool for each of {n} vectors"
-        )
-    survivors = None if allowed is None else np.flatnonzero(allowed)
+    survivors = None if allowed is None else np.flatnonzero(_mask(allowed, n))
     if survivors is not None and len(survivors) < _FEW_SURVIVORS * n:
         step = max(1, _MOST_FETCHED // max(d, 1))
         for start in range(0, len(survivors), step):

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vecmill.core.errors import DimensionMismatchError, InputError
-from vecmill.core.types import Metric
-from vecmill.core.vectors import check, distances, nearest, normalize, norms_of, shorten
+from vecmill.core.types import Metric, Neighbors
+from vecmill.core.vectors import check, distances, merged, nearest, normalize, norms_of, shorten
 
 
 def random(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -210,3 +211,96 @@ def test_caller_arrays_are_not_modified() -> None:
         nearest(queries, vectors, 3, metric=metric)
     np.testing.assert_array_equal(queries, copies[0])
     np.testing.assert_array_equal(vectors, copies[1])
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 0.999])
+def test_only_rows_allowed_are_found(metric: Metric, share: float) -> None:
+    vectors, queries = random(4_000, 9).round(1), random(6, 9, seed=1).round(1)
+    allowed = np.random.default_rng(2).random(4_000) < share
+    got = nearest(queries, vectors, 10, metric=metric, allowed=allowed)
+    table = distances(queries, vectors, metric=metric)[:, allowed]
+    order = np.argsort(table, axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(got.rows, np.flatnonzero(allowed)[order])
+    np.testing.assert_array_equal(got.distances, np.take_along_axis(table, order, axis=1))
+    assert got.complete == (np.count_nonzero(allowed) >= 10)
+
+
+def test_rows_allowed_that_adjoin_are_not_copied() -> None:
+    vectors = random(50_000, 64)
+    allowed = np.zeros(50_000, bool)
+    allowed[1_000:49_000] = True
+    norms = norms_of(vectors)
+    tracemalloc.start()
+    nearest(vectors[:1], vectors, 3, metric=Metric.DOT, norms=norms, allowed=allowed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.3 * vectors.nbytes
+
+
+@pytest.mark.parametrize(
+    "allowed", [np.ones(3, bool), np.ones((4, 1), bool), np.ones(4, np.int64), np.arange(4)]
+)
+def test_a_mask_of_another_shape_or_kind_raises(allowed: np.ndarray) -> None:
+    with pytest.raises(InputError, match="one bool for each of the 4 vectors"):
+        nearest(random(1, 3), random(4, 3), 1, metric=Metric.DOT, allowed=allowed)
+
+
+def test_norms_of_other_vectors_raise() -> None:
+    with pytest.raises(InputError, match="5 norms for 4 vectors"):
+        nearest(random(1, 3), random(4, 3), 1, metric=Metric.DOT, norms=norms_of(random(5, 3)))
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_any_layout_and_dtype_gives_the_same_answer(metric: Metric, tmp_path: Path) -> None:
+    vectors, queries = random(700, 10), random(4, 10, seed=1)
+    want = nearest(queries, vectors, 6, metric=metric)
+    wide = np.repeat(vectors, 2, axis=1)
+    np.save(tmp_path / "vectors.npy", vectors)
+    read_only = vectors.copy()
+    read_only.setflags(write=False)
+    for given in (
+        np.asfortranarray(vectors),
+        wide[:, ::2],
+        np.repeat(vectors, 2, axis=0)[::2],
+        vectors.astype(np.float64),
+        vectors.astype(">f4"),
+        read_only,
+        np.load(tmp_path / "vectors.npy", mmap_mode="r"),
+    ):
+        got = nearest(queries, given, 6, metric=metric)
+        np.testing.assert_array_equal(got.rows, want.rows)
+        np.testing.assert_array_equal(got.distances, want.distances)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_what_is_not_a_table_of_finite_numbers_raises(metric: Metric) -> None:
+    good, bad = random(3, 2), random(3, 2)
+    bad[2, 1] = np.inf
+    with pytest.raises(InputError, match="vectors: row 2 of 3"):
+        nearest(good, bad, 1, metric=metric)
+    with pytest.raises(InputError, match="queries: row 2 of 3"):
+        nearest(bad, good, 1, metric=metric)
+    with pytest.raises(InputError, match="two axes"):
+        nearest(good[0], good, 1, metric=metric)
+
+
+def test_merging_pieces_keeps_ties_in_row_order() -> None:
+    left = Neighbors(np.array([[3, 1]]), np.array([[0.5, 1.0]], np.float32), complete=True)
+    right = Neighbors(np.array([[2, 0]]), np.array([[0.5, 1.0]], np.float32), complete=True)
+    got = merged([left, right], 3)
+    assert got.rows.tolist() == [[2, 3, 0]]
+    assert got.distances.tolist() == [[0.5, 0.5, 1.0]]
+    assert got.complete
+    assert not merged([left, right], 5).complete
+
+
+def test_merging_answers_to_different_queries_raises() -> None:
+    one = Neighbors(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32), complete=True)
+    two = Neighbors(np.zeros((2, 2), np.int64), np.zeros((2, 2), np.float32), complete=True)
+    with pytest.raises(InputError, match=r"\[1, 2\] queries"):
+        merged([one, two], 1)
+    with pytest.raises(InputError, match="0 answers"):
+        merged([], 1)
+    with pytest.raises(InputError, match="k is 0"):
+        merged([one], 0)
