@@ -145,6 +145,9 @@ class GroupCodes:
 class ScalarCodes:
     """Half precision and 8 bits: few queries by faiss, which decodes in registers, many by BLAS.
 
+    With one scale for all components, codes meet queries of 8 bits in whole numbers: three times as fast as
+    decoding, and the rounding of the query is about as large as that of the codes.
+
     Args:
         codec: Of precision float16 or int8.
         codes: (n, size_bytes) uint8.
@@ -158,9 +161,11 @@ class ScalarCodes:
         euclidean = codec.metric is Metric.EUCLIDEAN
         metric = self._faiss.METRIC_L2 if euclidean else self._faiss.METRIC_INNER_PRODUCT
         quantizer = codec.quantizer
+        self._whole = isinstance(quantizer, Int8) and len(quantizer.step) == 1 and not euclidean
         kind = kinds.QT_fp16 if isinstance(quantizer, Half) else kinds.QT_8bit
+        kind = kinds.QT_8bit_direct_signed if self._whole else kind
         self._index: Any = self._faiss.IndexScalarQuantizer(codec.width, kind, metric)
-        if isinstance(quantizer, Int8):
+        if isinstance(quantizer, Int8) and not self._whole:
             # faiss decodes low + (c + 1/2) / 255 * range, we offset + step * (c - 128)
             step = np.broadcast_to(quantizer.step, codec.width).astype(np.float32)
             low = quantizer.offset - np.float32(128.5) * step
@@ -187,6 +192,9 @@ class ScalarCodes:
         """Name the best rows of each query; see `scans.Held`."""
         if len(asked) > _FEW_QUERIES:
             return scan(self._codec, self, asked, count, rows)
+        if self._whole:
+            reach = np.abs(asked).max(axis=1, initial=0.0, keepdims=True)
+            asked = np.rint(asked * np.divide(127.0, reach, out=np.zeros_like(reach), where=reach > 0.0))
         parameters = None
         if rows is not None:
             mask = np.zeros(self._count, np.bool_)

@@ -119,7 +119,7 @@ def _nearest(points: Float32Array, centroids: Float32Array) -> npt.NDArray[np.in
 
 
 def _centroids(points: Float32Array, count: int, rng: np.random.Generator) -> Float32Array:
-    """Run k-means (Lloyd) from random points. A centroid nobody chose moves beside the largest cluster's."""
+    """Run k-means (Lloyd) from random distinct points. A centroid that no point chose stays where it is."""
     distinct = np.unique(points, axis=0)
     if len(distinct) <= count:
         return np.concatenate((distinct, np.repeat(distinct[-1:], count - len(distinct), axis=0)))
@@ -127,11 +127,8 @@ def _centroids(points: Float32Array, count: int, rng: np.random.Generator) -> Fl
     for _ in range(_ROUNDS):
         chosen = _nearest(points, centroids)
         sizes = np.bincount(chosen, minlength=count)
+        used = sizes > 0
         for component in range(points.shape[1]):
             sums = np.bincount(chosen, weights=points[:, component], minlength=count)
-            centroids[:, component] = sums / np.maximum(sizes, 1)
-        empty = np.flatnonzero(sizes == 0)
-        if len(empty):
-            from_largest = np.flatnonzero(chosen == sizes.argmax())
-            centroids[empty] = points[rng.choice(from_largest, len(empty))]
+            centroids[used, component] = sums[used] / sizes[used]
     return centroids

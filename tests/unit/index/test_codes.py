@@ -10,6 +10,7 @@ from vecmill.core.measure import recall
 from vecmill.core.types import Metric, Precision
 from vecmill.core.vectors import distances, nearest, pair_distances
 from vecmill.index import codec as codec_module
+from vecmill.index import fast_scan
 from vecmill.index.base import Candidates
 from vecmill.index.codes import Codec, Codes, CodeSpec, codec_from_bytes, fit
 
@@ -97,6 +98,68 @@ def test_both_engines_name_the_best_by_estimate(spec: CodeSpec, metric: Metric) 
         np.testing.assert_array_equal(codes.codes(np.arange(700)), packed)
         np.testing.assert_array_equal(codes.codes(slice(31, 99)), packed[31:99])
         assert codes.size_bytes <= 1.1 * packed.nbytes + 8 * 700
+
+
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT, Metric.EUCLIDEAN])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_signs_that_are_all_alike_are_taken_around_the_mean(metric: Metric, engine: str) -> None:
+    rng = np.random.default_rng(0)
+    vectors = (5.0 + rng.normal(size=(1000, 64))).astype(np.float32)
+    queries = (5.0 + rng.normal(size=(20, 64))).astype(np.float32)
+    codec = fit(vectors, CodeSpec(Precision.BINARY), metric=metric)
+    packed = codec.encode(vectors)
+    assert 0.4 < np.unpackbits(packed).mean() < 0.6
+    rows = Codes(codec, packed, metric=metric, engine=engine).candidates(queries, 100)
+    estimates = codec.estimate(queries, packed)
+    limit = np.sort(estimates, axis=1)[:, 99:100]
+    assert np.mean(np.take_along_axis(estimates, rows, axis=1) <= limit + 1e-4 * np.abs(limit)) > 0.93
+    assert fit(queries - 5.0, CodeSpec(Precision.BINARY), metric=metric).quantizer.arrays()["mean"].size == 1
+
+
+def test_counting_bits_first_passes_on_the_rows_allowed() -> None:
+    vectors, queries = clustered(4000, 64), clustered(3, 64, seed=1)
+    codec = fit(vectors, CodeSpec(Precision.BINARY), metric="cosine")
+    packed = codec.encode(vectors)
+    codes = Codes(codec, packed, metric="cosine", engine="numpy")
+    estimates = codec.estimate(queries, packed)
+    for allowed in (np.ones(4000, np.bool_), np.random.default_rng(2).random(4000) < 0.5):
+        rows = codes.candidates(queries, 20, allowed=allowed)
+        limit = np.sort(estimates[:, allowed], axis=1)[:, 19:20]
+        assert allowed[rows].all()
+        assert np.mean(np.take_along_axis(estimates, rows, axis=1) <= limit + 1e-6) > 0.9
+
+
+@pytest.mark.parametrize("spec", [SPECS[1], SPECS[2], SPECS[0]], ids=named)
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.EUCLIDEAN])
+def test_faiss_decodes_as_the_codec_does(spec: CodeSpec, metric: Metric) -> None:
+    pytest.importorskip("faiss")
+    vectors = clustered(200, 24, scale=3.0)
+    codec = fit(vectors, spec, metric=metric)
+    packed = codec.encode(vectors)
+    held = fast_scan.ScalarCodes(codec, packed)
+    decoded = held._index.reconstruct_n(0, 200)
+    want = codec.quantizer.decode(packed)
+    if held._whole:
+        decoded = decoded * codec.quantizer.arrays()["step"]
+    np.testing.assert_allclose(decoded, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [CodeSpec(Precision.BINARY), CodeSpec(Precision.PQ)], ids=named)
+def test_what_scores_lowest_is_named_when_all_are_asked_for(spec: CodeSpec) -> None:
+    vectors = clustered(70, 8)
+    for n in (1, 2, 70):
+        codec = fit(vectors[:n], spec, metric="cosine")
+        codes = Codes(codec, codec.encode(vectors[:n]), metric="cosine")
+        rows = codes.candidates(np.concatenate((vectors[:3], -vectors[:3])), n)
+        np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile(np.arange(n), (6, 1)))
+
+
+@pytest.mark.parametrize("metric", [Metric.DOT, Metric.EUCLIDEAN])
+def test_shortened_vectors_keep_their_length(metric: Metric) -> None:
+    vectors = clustered(50, 32, scale=7.0)
+    codec = fit(vectors, CodeSpec(Precision.FLOAT32, shorten=8), metric=metric)
+    decoded = codec.decode(codec.encode(vectors))
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), np.linalg.norm(vectors, axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -316,7 +379,10 @@ def test_real_vectors_are_found_in_56_bytes_and_in_a_quarter(real_vectors: np.nd
 
     def reached(codec: Codec, oversample: int, engine: str) -> float:
         codes = Codes(codec, codec.encode(vectors), metric="cosine", engine=engine)
-        rows = codes.candidates(queries, 10 * oversample)
+        # half of them by many at once, half by one at a time: other ways through the codes
+        named = [codes.candidates(queries[:500], 10 * oversample)]
+        named += [codes.candidates(query, 10 * oversample) for query in queries[500:, None]]
+        rows = np.concatenate(named)
         at = np.repeat(np.arange(len(queries)), rows.shape[1])
         near = pair_distances(queries[at], vectors[rows.ravel()], Metric.COSINE).reshape(rows.shape)
         return recall(true.distances, np.sort(near, axis=1), 10, epsilon=1e-6)

@@ -119,6 +119,15 @@ def test_more_oversampling_never_finds_less(precision: Precision) -> None:
     assert reached[0] < reached[-1] == 1.0
 
 
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT, Metric.EUCLIDEAN])
+def test_candidates_float32_cannot_tell_apart_are_told_apart(metric: Metric) -> None:
+    vectors = random(1, 64) + random(600, 64, seed=1) * np.float32(1e-6)
+    rows = np.tile(np.arange(300), (20, 1))
+    queries = random(20, 64, seed=2) + 3.0 * vectors[:1]
+    index = RescoredIndex(Fixed(rows, 600, 64), ArrayOriginals(vectors), metric=metric, oversample=60.0)
+    equal(index.search(queries, 5), nearest(queries, vectors[:300], 5, metric=metric))
+
+
 def test_k_times_oversample_rounded_up_are_asked_for() -> None:
     rows = np.arange(300)[None]
     candidates = Fixed(rows, 1000, 4)
