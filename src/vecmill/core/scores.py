@@ -24,6 +24,7 @@ _ROUNDOFF = 2.0**-24  # unit roundoff of float32
 _SMALLEST, _LARGEST = 1e-30, 1e30  # beyond, float32 products may overflow or vanish
 _FEW_QUERIES = 8  # below, one pass per query over rows in the caches beats a product of matrices
 _PASS_ROWS = 1024
+_SPARSE = 4  # of so many rows one may be found: there a copy of those is faster than reading all
 _LOOP_CELLS = 1 << 15  # differences worked on at once: 128 KiB, so that they stay in the nearest caches
 
 
@@ -100,19 +101,39 @@ class _Products:
 
     def score(self, start: int, stop: int, out: Float32Array) -> None:
         """Fill (stop - start, q) scores."""
-        vectors, norms = self._table.tile(start, stop)
         if len(self._queries) < _FEW_QUERIES:
-            # Reads at memory speed; with one BLAS thread 2.4 times as fast as gemv (benchmarks/micro.py).
-            for row in range(0, len(vectors), _PASS_ROWS):
-                here = slice(row, row + _PASS_ROWS)
-                for at, query in enumerate(self._queries):
-                    np.vecdot(vectors[here], query, out=out[here, at])
+            norms = self._pass_over(start, stop, out)
         else:
+            vectors, norms = self._table.tile(start, stop)
             np.matmul(vectors, self._columns, out=out)
         if self._table.metric is Metric.COSINE and not self._unit:
             out *= np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0.0)[:, None]
         elif self._table.metric is Metric.EUCLIDEAN:
             out -= (norms * norms * np.float32(0.5))[:, None]
+
+    def _pass_over(self, start: int, stop: int, out: Float32Array) -> Float32Array:
+        """Multiply query by query; return the norms of the rows.
+
+        Reads at memory speed; with one BLAS thread 2.4 times as fast as gemv (benchmarks/micro.py). A copy of
+        the rows that may be found would take longer than reading those between them, too.
+        """
+        table = self._table
+        rows = None if table.survivors is None else table.survivors[start:stop]
+        if rows is None or rows[-1] - rows[0] >= _SPARSE * len(rows):
+            vectors, norms = table.tile(start, stop)
+            self._multiply(vectors, out)
+            return norms
+        span = table.vectors[rows[0] : rows[-1] + 1]
+        scores = np.empty((len(span), len(self._queries)), np.float32)
+        self._multiply(span, scores)
+        out[:] = scores[rows - rows[0]]
+        return table.norms[rows]
+
+    def _multiply(self, vectors: Vectors, out: Float32Array) -> None:
+        for row in range(0, len(vectors), _PASS_ROWS):
+            here = slice(row, row + _PASS_ROWS)
+            for at, query in enumerate(self._queries):
+                np.vecdot(vectors[here], query, out=out[here, at])
 
 
 class _Differences:

@@ -24,6 +24,7 @@ _CODES_START = 0.1  # compiling and checking the product
 _CODES_PER_COMPONENT = 2.5e-9  # coding the vectors
 _CODES_SAVE = 12e-12  # per component of a pair
 _LEAST_BATCH = 6  # queries below which the products do not pay
+_FEW_NEIGHBOURS = 256  # of n rows at most n / 256; with more, comparing candidates takes what products save
 _LEAST_PROVED = 0.75  # of the queries; below, comparing twice costs more than the codes save
 _JUDGED_AFTER = 512  # queries
 _MEMORY_SHARE = 8  # codes take at most an eighth of the memory
@@ -152,7 +153,7 @@ class ExactIndex:
         mask = None if allowed is None else _mask(allowed, len(table))
         dense = mask is None or np.count_nonzero(mask) >= _DENSE * len(table)
         if k >= 1 and dense:
-            codes = self._codes_for(len(asked))
+            codes = self._codes_for(len(asked), k)
             if codes is not None:
                 return codes.search(asked, k, allowed=mask)
             if self._engine == "faiss" and mask is None:
@@ -161,11 +162,11 @@ class ExactIndex:
                 return flat_faiss.search(asked, table, k)
         return nearest(asked, table.vectors, k, metric=table.metric, norms=table.norms, allowed=mask)
 
-    def _codes_for(self, q: int) -> CertifiedCodes | None:
-        """Return the codes if they are to answer so many queries."""
+    def _codes_for(self, q: int, k: int) -> CertifiedCodes | None:
+        """Return the codes if they are to answer so many queries with k neighbours each."""
         if self._engine == "int8":
             return self._codes
-        if not self._codes_pay or q < _LEAST_BATCH:
+        if not self._codes_pay or q < _LEAST_BATCH or k > len(self._table) // _FEW_NEIGHBOURS:
             return None
         if self._codes is None:
             with self._building:

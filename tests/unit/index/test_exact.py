@@ -201,3 +201,14 @@ def test_threads_granted_to_blas_are_not_exceeded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert ExactIndex(random(3, 2))._threads == 0
     assert ExactIndex(random(3, 2), threads=3)._threads == 3
+
+
+def test_auto_stays_with_numpy_where_many_of_the_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "are_fast", lambda: True)
+    monkeypatch.setattr(exact, "_CODES_START", 0.0)
+    monkeypatch.setattr(exact, "_CODES_PER_COMPONENT", 0.0)
+    index = ExactIndex(random(2_560, 4))
+    index.search(random(50, 4), 11)
+    assert index.engine == "numpy"
+    index.search(random(50, 4), 10)
+    assert index.engine == "int8"
