@@ -191,7 +191,7 @@ class Bits:
     """One bit a component: its sign. 8 components a byte, the first in the lowest bit.
 
     Attributes:
-        mean: (w,) float32, what the signs are taken around where those around zero say nothing; else (1,) zero.
+        mean: (w,) float32, what signs are taken around where those around zero say nothing; else (1,) zero.
         spread: What a bit stands for: decoded is mean + or - spread. Chosen so that the inner product of a
             vector with its own code is right on average, as in Gao and Long, RaBitQ, 2024, section 3.2,
             but one number for all vectors instead of one for each.

@@ -140,9 +140,7 @@ class RescoredIndex:
         named = self._candidates.candidates(asked, count, allowed=allowed)
         lacking = (named >= 0).sum(axis=1) < found
         if self._metric in (Metric.COSINE, Metric.DOT):
-            lacking |= ~asked.any(
-                axis=1
-            )  # a zero query is equally far from all: no candidates, the first rows
+            lacking |= ~asked.any(axis=1)  # a zero query is equally far from all: the first rows
         rows = np.empty((len(asked), found), np.int64)
         near = np.empty((len(asked), found), np.float32)
         if lacking.any():
