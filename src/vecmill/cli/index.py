@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vecmill.cli.advise import advise
 from vecmill.cli.embed import listed
 from vecmill.cli.output import count, duration, emit, say, table, tell
 from vecmill.cli.progress import EVERY_SECONDS
@@ -233,6 +234,9 @@ def compact(collection: str, as_json: bool) -> None:
     before = count(done.segments_before, "segment")
     removed = count(done.rows_removed, "deleted row")
     tell(f"{before} -> {done.segments_after:,}; {removed} removed, {done.bytes_written:,} bytes written anew")
+
+
+index.add_command(advise)
 
 
 def _settings(given: dict[str, Any]) -> IndexSettings:
