@@ -84,9 +84,7 @@ def test_rows_are_announced_once_the_first_turn_out_slow(
     assert announced == (rows[2:].tolist() if slow else [])
 
 
-def test_without_madvise_a_mapped_file_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_madvise_a_mapped_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(mmap, "MADV_WILLNEED", raising=False)
     vectors = random(50, 4)
     originals = ArrayOriginals(mapped(tmp_path, vectors))

@@ -158,9 +158,13 @@ def test_a_query_with_too_few_candidates_is_answered_exactly_and_only_that_one()
 
 def test_a_zero_query_is_equally_far_from_all_rows() -> None:
     vectors = random(500, 8)
+    query = np.zeros((1, 8), np.float32)
     for metric in (Metric.COSINE, Metric.DOT):
-        got = coded(vectors, metric, CodeSpec(Precision.BINARY), 2.0).search(np.zeros((1, 8), np.float32), 3)
-        equal(got, nearest(np.zeros((1, 8), np.float32), vectors, 3, metric=metric))
+        anything = Fixed(np.arange(100, 110)[None], 500, 8)
+        index = RescoredIndex(anything, ArrayOriginals(vectors), metric=metric, oversample=2.0)
+        equal(index.search(query, 3), nearest(query, vectors, 3, metric=metric))
+        got = coded(vectors, metric, CodeSpec(Precision.BINARY), 2.0).search(query, 3)
+        equal(got, nearest(query, vectors, 3, metric=metric))
 
 
 def test_k_above_what_may_be_found_gives_all_and_says_incomplete() -> None:
