@@ -73,8 +73,8 @@ class _Coded:
 class CertifiedCodes:
     """8-bit codes of vectors, each with a scale of its own, taken around the mean of the vectors.
 
-    Costs one byte per component beside the vectors, and one pass over them to make. A search holds some 20 MiB,
-    OpenVINO some 50 MiB once. Several threads may search; they take turns.
+    Costs one byte per component beside the vectors, and one pass over them to make. A search holds some
+    20 MiB, OpenVINO some 50 MiB once. Several threads may search; they take turns.
 
     Args:
         table: All vectors, with their lengths and the metric; see `can_certify`.
