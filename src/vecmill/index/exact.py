@@ -47,7 +47,7 @@ class ExactIndex:
     - int8: products of 8-bit codes that prove what may be among the nearest; the processor needs 8-bit
       instructions (VNNI) to gain. cosine, dot, euclidean. Keeps a byte per component.
     - faiss: the flat scan of faiss (`[ann]`). dot, euclidean, and cosine of vectors of length one. On par
-      with numpy for large batches and single queries, several times slower in between, so auto never takes it.
+      with numpy for large batches and single queries, several times slower in between, so not for auto.
     - auto: numpy, and int8 from the search on where the time lost without codes would have paid for them.
 
     Args:
