@@ -547,10 +547,7 @@ class PostgresTable:
     def _changing(self) -> Iterator[tuple[Cursor[Any], Layout]]:
         """Be the only writer of ours, with the table as it is now, in a transaction."""
         with self._sessions.transaction(write=True) as cursor:
-            cursor.execute(
-                f"SELECT 1 FROM {self._layout.manifests} WHERE table_name = %s FOR UPDATE",
-                (self._layout.table,),
-            )
+            postgres_schema.lock(cursor, self._layout)
             yield cursor, postgres_schema.read(cursor, self._sessions.address)
 
     def _ensure_space(self, manifest: Manifest | None, layout: Layout) -> None:

@@ -349,6 +349,11 @@ def text_words(layout: Layout) -> str:
     return f"to_tsvector('simple', left(coalesce({quoted(str(layout.text_column))}, ''), {_LONGEST_RANKED}))"
 
 
+def lock(cursor: Cursor[Any], layout: Layout) -> None:
+    """Wait for the other writers of ours, then be the only one until the transaction ends."""
+    cursor.execute(f"SELECT 1 FROM {layout.manifests} WHERE table_name = %s FOR UPDATE", (layout.table,))
+
+
 def write_index(cursor: Cursor[Any], layout: Layout, index: dict[str, Any] | None) -> None:
     """Keep what is known about a table's index in its row of manifests."""
     cursor.execute(

@@ -44,6 +44,8 @@ FEW = 0.05
 _MANY_QUERIES = 12
 """From so many on, sending all vectors here once is cheaper than the server reading them once per query."""
 
+_SAMPLED_PAGES = 400
+
 _ROUNDOFF = 2.0**-24
 _FETCHED = 4096
 _MAX_EF = 1000  # Source: pgvector's README, "Query Options"
@@ -155,8 +157,10 @@ def search(
         condition: Which rows may be found.
         index: Names candidates; None compares with all.
     """
-    if index is not None and condition.filtered and is_few(cursor, layout, condition, k):
-        index = None
+    if index is not None and condition.filtered:
+        few = survivors(cursor, layout, condition, k)
+        if few is not None:
+            index, condition = None, Condition(f"WHERE {ROW} = ANY(%s)", (few,))
     if index is None:
         return _exact(cursor, layout, queries, k, metric, condition)
     set_up(cursor, index, k)
@@ -171,20 +175,32 @@ def search(
     return found
 
 
-def is_few(cursor: Cursor[Any], layout: Layout, condition: Condition, k: int) -> bool:
-    """Say whether so few rows pass a condition that comparing them all is best."""
+def survivors(cursor: Cursor[Any], layout: Layout, condition: Condition, k: int) -> list[int] | None:
+    """Return the rows that pass a condition, where they are so few that comparing them all is best.
+
+    A look at some random pages tells when far more pass; only then the table is not read through.
+    """
     cursor.execute(
-        "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = to_regclass(%s)",
+        "SELECT greatest(reltuples, 0)::bigint, greatest(relpages, 1) FROM pg_class "
+        "WHERE oid = to_regclass(%s)",
         (layout.name.replace("%%", "%"),),
     )
-    row = cursor.fetchone()
-    limit = max(int((row[0] if row else 0) * FEW), 20 * k)
-    cursor.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM {layout.name} {condition.sql} LIMIT {limit + 1}) few",
-        condition.parameters,
-    )
-    passed = cursor.fetchone()
-    return passed is not None and passed[0] <= limit
+    rows, pages = cursor.fetchone() or (0, 1)
+    limit = max(int(rows * FEW), 20 * k)
+    if pages > 4 * _SAMPLED_PAGES:
+        cursor.execute(
+            f"SELECT count(*) FILTER ({condition.sql}), count(*) FROM {layout.name} "
+            f"TABLESAMPLE SYSTEM ({100 * _SAMPLED_PAGES / pages!r})",
+            condition.parameters,
+        )
+        passed, seen = cursor.fetchone() or (0, 0)
+        share = passed / max(seen, 1)
+        # Rows of a page may all be alike: a page is one observation. Three standard errors are 1 in 1,000.
+        if (share - 3.0 * (share * (1.0 - share) / _SAMPLED_PAGES) ** 0.5) * rows > limit:
+            return None
+    cursor.execute(f"SELECT {ROW} FROM {layout.name} {condition.sql} LIMIT {limit + 1}", condition.parameters)
+    found = [row for (row,) in cursor.fetchall()]
+    return found if len(found) <= limit else None
 
 
 def set_up(cursor: Cursor[Any], index: Index, k: int) -> None:
