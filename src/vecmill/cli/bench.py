@@ -6,13 +6,16 @@ import shlex
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vecmill.cli.exit_codes import COULD_NOT_RUN, OK
 from vecmill.cli.output import emit, plain, say, tell
 from vecmill.core.config import load_settings
+
+if TYPE_CHECKING:
+    from vecmill.bench.search_report import Report
 
 
 @click.group()
@@ -190,6 +193,167 @@ def client(as_json: bool, **given: Any) -> int:
     from vecmill.bench.client_report import render
 
     report = run_client(command=shlex.join(["vecmill", *sys.argv[1:]]), say=tell, **given)
+    if as_json:
+        emit(report.record())
+    else:
+        say(*(plain(line, keep_lines=True) for line in render(report)))
+    return COULD_NOT_RUN if report.missed else OK
+
+
+def _search_options(command: Any) -> Any:
+    """Add the options both benches of search share."""
+    options = [
+        click.option(
+            "--vectors",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE.npy",
+            help="Vectors to draw from.  [default: made-up ones]",
+        ),
+        click.option(
+            "-d",
+            "dimensions",
+            type=click.IntRange(min=1),
+            default=384,
+            show_default=True,
+            metavar="N",
+            help="Dimensions of made-up vectors.",
+        ),
+        click.option(
+            "-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Neighbours."
+        ),
+        click.option(
+            "--rounds",
+            type=click.IntRange(min=1),
+            default=7,
+            show_default=True,
+            metavar="N",
+            help="Rounds kept.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Threads and cores of each system.",
+        ),
+        click.option(
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Of the draw, the order and the intervals.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            "out",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE.json",
+            help="Write the result file.",
+        ),
+        click.option(
+            "--peer-python",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Interpreter that has usearch and lancedb.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@bench.command()
+@click.option(
+    "-n",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    metavar="N",
+    help="Vectors searched.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Queries of a batch.",
+)
+@_search_options
+def knn(as_json: bool, **given: Any) -> int:
+    """Compare exact search of many queries at once with others on the same vectors, core and moment.
+
+    Our engines (NumPy alone, certified int8 with its preparation apart and within, faiss), faiss Flat, NumPy
+    with argpartition, scikit-learn, and, with --peer-python, usearch and LanceDB, each in a process of its
+    own. Peak memory stands beside every speed, recall counts ties. Exits with 1 where a gate is missed: ours
+    on NumPy at least 0.7 times as fast as faiss Flat and 1.5 times as argpartition, int8 1.2 times as faiss
+    Flat on real vectors (--vectors). Takes about two minutes.
+
+    \b
+    vecmill bench knn
+    vecmill bench knn --vectors captions.npy --peer-python peers/bin/python -o result.json
+    """  # noqa: D301 - the character by which click keeps the lines
+    from vecmill.bench.knn import run_knn
+
+    return _compared(run_knn(command=shlex.join(["vecmill", *sys.argv[1:]]), say=tell, **given), as_json)
+
+
+@bench.command()
+@click.option(
+    "-n", type=click.IntRange(min=1), default=50_000, show_default=True, metavar="N", help="Vectors searched."
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Queries held back: recall is measured with them.",
+)
+@click.option(
+    "--singles",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Queries of a round asked alone.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Measure the systems with this in their name; may be repeated.",
+)
+@click.option("--postgres", metavar="URL", help="A server with pgvector.  [default: one is started]")
+@_search_options
+def index(as_json: bool, **given: Any) -> int:
+    """Compare latency and recall: our indexes, faiss's as they are, NumPy, usearch, LanceDB, pgvector.
+
+    Every system is built once, in a process of its own, and asked at several settings: queries alone, and
+    many at once. Peak memory and bytes per vector stand beside. Exits with 1 where the gate is missed: 1-bit
+    codes rescored, at recall 0.998 of real vectors (--vectors), at least 8 times as fast as NumPy scores a
+    query. Takes some minutes, most of them for building graphs.
+
+    \b
+    vecmill bench index --vectors captions.npy
+    vecmill bench index --vectors captions.npy -n 100000 --only binary --only "faiss HNSW"
+    """  # noqa: D301 - the character by which click keeps the lines
+    from vecmill.bench.index import run_index
+
+    words = ["vecmill", *sys.argv[1:]]
+    if given["postgres"] is not None:
+        from vecmill.index.postgres_url import shown
+
+        words = [word.replace(given["postgres"], shown(given["postgres"])) for word in words]
+    return _compared(run_index(command=shlex.join(words), say=tell, **given), as_json)
+
+
+def _compared(report: Report, as_json: bool) -> int:
+    from vecmill.bench.search_report import render
+
     if as_json:
         emit(report.record())
     else:
