@@ -101,6 +101,10 @@ def advise(
     from vecmill.data.vector_set import read_vectors
     from vecmill.index.advise import advise as measure
 
+    if plot is not None:
+        from vecmill.index.advise_plot import kind_of
+
+        kind_of(plot)
     found = read_vectors(vector_set, vector_column=vector_column)
     options = _options(given, found)
     advice = measure(found.vectors, progress=tell, **options)

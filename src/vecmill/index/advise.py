@@ -327,11 +327,34 @@ def _judged(tried: list[Tried], drawn: Sample, target: float) -> tuple[Choice, .
         )
         for one in tried
     ]
+    choices = _never_worse(choices)
     choices.sort(key=lambda one: (one.bytes_per_vector, one.here.recall.recall, one.here.latency))
     return tuple(
         replace(one, on_front=_on_front(one, choices), reaches=one.here.recall.low >= target)
         for one in choices
     )
+
+
+def _never_worse(choices: list[Choice]) -> list[Choice]:
+    """Let more effort never be expected to find less: what was expected of less effort holds for it too."""
+    before: dict[str, tuple[Estimate, ...]] = {}
+    found = []
+    for one in choices:  # of a family in the order of effort, as they were tried
+        easier = before.get(one.family, one.predicted)
+        grown = tuple(
+            replace(
+                mine,
+                recall=Interval(
+                    max(mine.recall.recall, other.recall.recall),
+                    max(mine.recall.low, other.recall.low),
+                    max(mine.recall.high, other.recall.high),
+                ),
+            )
+            for mine, other in zip(one.predicted, easier, strict=True)
+        )
+        before[one.family] = grown
+        found.append(replace(one, predicted=grown))
+    return found
 
 
 def _on_front(one: Choice, choices: Sequence[Choice]) -> bool:

@@ -44,10 +44,7 @@ def plot(advice: Advice, path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         WriteError: The file cannot be written.
     """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in FORMATS:
-        raise InputError(f"{path}: a picture's name ends in {', '.join('.' + name for name in FORMATS)}")
-    require("matplotlib", extra="viz")
+    kind = kind_of(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,6 +59,20 @@ def plot(advice: Advice, path: Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     durable.write_bytes(path, data.getvalue())
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of picture a path asks for; call it before measuring, to refuse early.
+
+    Raises:
+        InputError: The path ends otherwise.
+        MissingExtraError: matplotlib is not installed.
+    """
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise InputError(f"{path}: a picture's name ends in {', '.join('.' + name for name in FORMATS)}")
+    require("matplotlib", extra="viz")
+    return kind
 
 
 def _misses(recall: float) -> float:
@@ -87,23 +98,19 @@ def _axes(axes: Any, advice: Advice) -> None:
     axes.set_xlabel("bytes per vector in memory (float originals stay on disk)")
     axes.set_ylabel(f"recall@{advice.k} at {advice.distinct:,} rows, 95 % interval")
     target = _misses(advice.recall_target)
-    axes.axhline(target, color="#666666", linewidth=1.0, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"target {advice.recall_target:g}",
-        (1.0, target),
-        xycoords=("axes fraction", "data"),
-        xytext=(-3, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-        color="#444444",
+    axes.axhline(
+        target,
+        color="#666666",
+        linewidth=1.0,
+        linestyle=(0, (4, 3)),
+        label=f"target {advice.recall_target:g}",
     )
 
 
 def _families(axes: Any, advice: Advice) -> None:
     """Draw each family of choices with its intervals; families of equal size stand beside each other."""
-    for place, choices in _placed(advice):
+    placed = _placed(advice)
+    for place, choices in placed:
         y = [_misses(choice.here.recall.recall) for choice in choices]
         low = [_misses(choice.here.recall.low) for choice in choices]
         high = [_misses(choice.here.recall.high) for choice in choices]
@@ -124,7 +131,8 @@ def _families(axes: Any, advice: Advice) -> None:
             capsize=2.5,
             label=choices[0].family,
         )
-        _label(axes, place, choices, color)
+        crowded = any(1.0 < other / place < 1.5 for other, _ in placed)
+        _label(axes, place, choices, color, left=crowded)
 
 
 def _placed(advice: Advice) -> list[tuple[float, list[Choice]]]:
@@ -141,15 +149,14 @@ def _placed(advice: Advice) -> list[tuple[float, list[Choice]]]:
     return placed
 
 
-def _label(axes: Any, x: float, choices: Sequence[Choice], color: str) -> None:
-    """Write beside each point how hard it searches, where the one before leaves room."""
+def _label(axes: Any, x: float, choices: Sequence[Choice], color: str, *, left: bool) -> None:
+    """Write beside each point how hard it searches, where the one before leaves room; left of neighbours."""
     last: float | None = None
     for choice in sorted(choices, key=lambda one: _misses(one.here.recall.recall)):
         y, settings = _misses(choice.here.recall.recall), choice.settings
         if settings.is_exact or (last is not None and y / last < 1.3):
             continue
         last = y
-        left = settings.kind is IndexKind.IVF
         axes.annotate(
             choice.effort.split(",")[0],
             (x, y),
