@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vecmill.data.vector_set import VectorSet, read_vectors
     from vecmill.embedder.embedder import AsyncEmbedder, Embedder, Embeddings
     from vecmill.jobs.run import embed_files, embed_files_async
+    from vecmill.jobs.sync import sync, sync_async
     from vecmill.jobs.verify import verify, verify_async
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "search_async",
     "similar",
     "similar_async",
+    "sync",
+    "sync_async",
     "verify",
     "verify_async",
 ]
@@ -64,6 +67,8 @@ _HOMES = {
     "search_async": "vecmill.collection.search",
     "similar": "vecmill.collection.search",
     "similar_async": "vecmill.collection.search",
+    "sync": "vecmill.jobs.sync",
+    "sync_async": "vecmill.jobs.sync",
     "verify": "vecmill.jobs.verify",
     "verify_async": "vecmill.jobs.verify",
 }

@@ -34,7 +34,7 @@ def search_a_set() -> None:
     found = vecmill.search("set.parquet", "a query", k=3, metric="dot", columns=["title"])
     assert_type(found, vecmill.SearchResult)
     for hit in found.hits:
-        assert_type(hit.id, str)
+        assert_type(hit.id, str | int | bytes)
         assert_type(hit.similarity, float)
         assert_type(hit.text, str | None)
     opened = vecmill.read_vectors(Path("set.parquet"))
@@ -48,6 +48,24 @@ def search_a_set() -> None:
 async def search_without_blocking() -> None:
     assert_type(await vecmill.search_async("set.parquet", "a query"), vecmill.SearchResult)
     assert_type(await vecmill.similar_async("set.parquet", "row1", k=1), vecmill.SearchResult)
+
+
+def keep_a_collection() -> None:
+    notes = vecmill.Collection.create("notes.collection", model="minilm", precision="float16")
+    notes.add(["a", 2, b"c"], ["one", "two", "three"], columns={"stars": [1, 2, 3]})
+    notes.update([2], columns={"stars": [5]})
+    assert_type(notes.delete(["a"]).deleted, int)
+    assert_type(notes.search("a query", where="stars >= 4", hybrid=True), vecmill.SearchResult)
+    assert_type(notes.similar(2, k=1), vecmill.SearchResult)
+    state = notes.build_index(kind="hnsw", precision="int8", recall_target=0.95, m=32)
+    assert_type(state.is_stale, bool)
+    assert_type(notes.compact().complete, bool)
+    assert_type(len(vecmill.Collection("notes.collection")), int)
+    vecmill.search("notes.collection", "a query", exact=True)
+
+
+def sync_a_table() -> None:
+    assert_type(vecmill.sync("a.csv", "out.parquet", id_column="sku").added, int)
 
 
 def run_a_job() -> None:
