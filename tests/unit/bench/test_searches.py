@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,17 @@ def test_orders_are_drawn_anew() -> None:
 def test_numbers_below_1_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}=0"):
         knn.run_knn(**{**TINY, name: 0})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others count it into the starter's")
+def test_memory_is_the_worker_s_own_not_that_of_whoever_started_it(tmp_path: Path) -> None:
+    held = np.ones(50_000_000, np.float32)  # 200 MB, touched
+    with ExitStack() as stack:
+        bench = Searching(stack, tmp_path, made_up(200, 8, 5), k=3, threads=1, cores=None)
+        assert bench.open(Search("numpy", "argpartition"), [])
+        bench.batch("numpy", 5)
+        peak = bench.workers["numpy"].rss_bytes
+    assert peak is None or peak < held.nbytes
 
 
 def test_memory_and_size_have_a_place_in_every_record() -> None:
