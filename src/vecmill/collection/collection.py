@@ -12,18 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from vecmill.collection.collection_items import CollectionItems
 from vecmill.core.config import Settings
-from vecmill.core.errors import InputError, unknown_name
+from vecmill.core.errors import InputError
 from vecmill.core.space import Manifest, ensure_comparable
 from vecmill.core.types import Id, Metric, Precision
 from vecmill.embedder.background import run_sync
 from vecmill.embedder.embedder import AsyncEmbedder
-from vecmill.index.keys import ids_of, keys_of
 from vecmill.index.settings import IndexKind, IndexSettings
 from vecmill.index.storage import Change, Compaction, Store
 from vecmill.index.store_index import IndexState, build_index, refresh, state_of
@@ -38,7 +36,8 @@ TEXT = "text"
 class Collection:
     """Items on disk that can be added, changed, deleted and searched.
 
-    Any thread may use it. Opening costs reading the catalogue and the items' columns once; vectors stay on
+    Any thread may use it. One that another process replaces (`--overwrite`) is the new one from the next call
+    on. Opening costs reading the catalogue and the items' columns once; vectors stay on
     disk, codes and graphs are loaded by the first search.
 
     Args:
@@ -153,11 +152,12 @@ class Collection:
         replace: bool = False,
     ) -> Change:
         """Add items; see `add`."""
-        table = _as_table(columns)
+        self._ensure_embeds(texts, vectors)
+        named, table = _as_ids(ids), self._given(texts, columns)
+        if vectors is None:  # before anything is paid for
+            await asyncio.to_thread(self._store.ensure_addable, named, table, replace=replace)
         made = await self._vectors(texts, vectors)
-        if texts is not None:
-            table = _with_texts(table, self._text_column(), texts)
-        change = await asyncio.to_thread(self._store.add, list(ids), made, table, replace=replace)
+        change = await asyncio.to_thread(self._store.add, named, made, table, replace=replace)
         await asyncio.to_thread(refresh, self._store)
         return change
 
@@ -187,35 +187,25 @@ class Collection:
         columns: object | None = None,
     ) -> Change:
         """Change items that are there; see `update`."""
-        table = _as_table(columns)
-        now = self._store.snapshot()
-        keys = keys_of(ids)
-        positions = now.find_keys(keys)
-        order = dict(zip(now.keys(positions), positions.tolist(), strict=True))
-        for key in keys.to_pylist():
-            if key not in order:
-                names = [str(known) for known in now.ids(positions)]
-                raise unknown_name("id", str(ids_of([key])[0]), names)
-        if texts is None and vectors is None:
-            if table is None:
-                raise InputError("nothing to update: give texts, vectors or columns")
-            return await asyncio.to_thread(self._store.set_columns, list(ids), table)
-        made = await self._vectors(texts, vectors)
-        if texts is not None:
-            table = _with_texts(table, self._text_column(), texts)
-        given = [] if table is None else table.column_names
-        at = np.array([order[key] for key in keys.to_pylist()], np.int64)
-        kept = [name for name in now.columns if name not in given]
-        stored = now.stored(at, kept)
-        merged_columns = {name: stored.column(name) for name in kept}
-        if table is not None:
-            merged_columns |= {name: table.column(name) for name in given}
-        merged = pa.table(merged_columns) if merged_columns else None
-        return await asyncio.to_thread(self._store.add, list(ids), made, merged, replace=True)
+        if texts is None and vectors is None and columns is None:
+            raise InputError("nothing to update: give texts, vectors or columns")
+        changes_vectors = texts is not None or vectors is not None
+        if changes_vectors:
+            self._ensure_embeds(texts, vectors)
+        named, table, made = _as_ids(ids), self._given(texts, columns), None
+        if changes_vectors:
+            if vectors is None:  # before anything is paid for
+                await asyncio.to_thread(self._store.ensure_there, named, table)
+            made = await self._vectors(texts, vectors)
+        change = await asyncio.to_thread(
+            self._store.update, named, vectors=made, columns=table, all_or_none=True
+        )
+        await asyncio.to_thread(refresh, self._store)
+        return change
 
     def delete(self, ids: Sequence[object]) -> Change:
         """Delete items; ids that are not there are listed in `Change.missing`. On disk when this returns."""
-        return self._store.delete(list(ids))
+        return self._store.delete(_as_ids(ids))
 
     def search(self, query: str | npt.ArrayLike, **options: Unpack[SearchKeywords]) -> SearchResult:
         """Find the items nearest to a text or a vector; options as `vecmill.search`."""
@@ -283,6 +273,11 @@ class Collection:
         """
         self._store.verify()
 
+    def _given(self, texts: Sequence[str] | None, columns: object | None) -> pa.Table | None:
+        """Return the columns that are kept, texts among them."""
+        table = _as_table(columns)
+        return table if texts is None else _with_texts(table, self._text_column(), texts)
+
     def _text_column(self) -> str:
         column = self._store.catalogue.text_column
         if column is None:
@@ -291,14 +286,21 @@ class Collection:
             )
         return column
 
+    def _ensure_embeds(self, texts: Sequence[str] | None, vectors: npt.ArrayLike | None) -> None:
+        if vectors is None and (texts is None or self.manifest is None):
+            raise self._cannot_embed(texts)
+
+    def _cannot_embed(self, texts: Sequence[str] | None) -> InputError:
+        if texts is None:
+            return InputError("give texts to embed, or vectors")
+        return InputError(f"{self.path} does not say which model made its vectors: give vectors")
+
     async def _vectors(self, texts: Sequence[str] | None, vectors: npt.ArrayLike | None) -> npt.ArrayLike:
         if vectors is not None:
             return vectors
-        if texts is None:
-            raise InputError("give texts to embed, or vectors")
         manifest = self.manifest
-        if manifest is None:
-            raise InputError(f"{self.path} does not say which model made its vectors: give vectors")
+        if texts is None or manifest is None:
+            raise self._cannot_embed(texts)
         hosted = manifest.provider != "local"
         async with AsyncEmbedder(
             manifest.model,
@@ -317,20 +319,37 @@ async def _manifest(model: str | None, dimensions: int | None, settings: Setting
         return await embedder.manifest()
 
 
+def _as_ids(ids: Sequence[object]) -> Any:
+    """Return ids that can be read more than once; one text alone stays what it is, and is refused later."""
+    return ids if isinstance(ids, pa.Array | pa.ChunkedArray | str | bytes) else list(ids)
+
+
 def _as_table(columns: object | None) -> pa.Table | None:
     if columns is None or isinstance(columns, pa.Table):
         return columns
     if isinstance(columns, dict):
-        return pa.table(columns)
+        try:
+            return pa.table(columns)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InputError(f"the columns make no table: {error}; give lists of one length each") from error
     from vecmill.data.frames import to_reader  # late: knows every kind of frame
 
     return to_reader(columns).read_all()
 
 
 def _with_texts(table: pa.Table | None, column: str, texts: Sequence[str]) -> pa.Table:
-    words = pa.array(list(texts), pa.string())
-    if table is None:
+    if isinstance(texts, str):
+        raise InputError("texts must be a list; one text alone stands for its letters")
+    try:
+        words = pa.array(list(texts), pa.string())
+    except (pa.ArrowException, TypeError, UnicodeError) as error:
+        raise InputError(f"texts must be a list of str: {error}") from error
+    if table is None or not table.num_columns:
         return pa.table({column: words})
     if column in table.column_names:
         raise InputError(f"the columns have {column!r} already, which holds the texts; leave one of them out")
+    if len(words) != table.num_rows:
+        raise InputError(
+            f"{len(words)} texts and {table.num_rows} rows of columns; each item has one of both"
+        )
     return table.append_column(column, words)

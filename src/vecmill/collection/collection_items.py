@@ -32,7 +32,10 @@ class CollectionItems:
         self.snapshot = snapshot
         self._lock = threading.Lock()
         self._index: SnapshotIndex | None = None
-        self._index_before = None if known is None else known._index
+        known = known if known is not None and _continues(snapshot, known.snapshot) else None
+        self._index_before: SnapshotIndex | None = (
+            None if known is None else known._index or known._index_before
+        )
         self._words: _Words = _Words() if known is None else known._words
 
     @property
@@ -103,6 +106,8 @@ class CollectionItems:
         """
         if self.text_column is None:
             raise InputError(f"{self.name} has no text column: hybrid search needs the words of its items")
+        if self.text_column not in self.columns:
+            return np.empty(0, np.int64)
         words = self._words.index_of(self.snapshot, self.text_column)
         allowed = self._allowed(where, None)
         mask = self.snapshot.live if allowed is None else self.snapshot.live & allowed
@@ -137,6 +142,12 @@ class CollectionItems:
             allowed = np.ones(len(self.snapshot), np.bool_) if allowed is None else allowed
             allowed[leave_out] = False
         return allowed
+
+
+def _continues(snapshot: Snapshot, known: Snapshot) -> bool:
+    """Say whether a snapshot is a later one of the same collection, so that row numbers mean the same."""
+    one, other = snapshot.catalogue, known.catalogue
+    return one.identity == other.identity and one.generation >= other.generation
 
 
 class _Words:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vecmill.core.errors import InputError
+from vecmill.core.errors import CorruptFileError, InputError
 from vecmill.core.types import Id
 
 _TEXT, _NUMBER, _BYTES = b"s", b"i", b"b"
@@ -26,7 +26,10 @@ def keys_of(ids: Iterable[object]) -> pa.Array:
 
     Raises:
         InputError: An id is missing, a fraction, a truth value or beyond 64 bits; the message names its row.
+            One text alone is no list of ids: nobody means its letters.
     """
+    if isinstance(ids, str | bytes | bytearray | memoryview):
+        raise InputError(f"ids must be a list; {type(ids).__name__} is one id: write [{ids!r:.40}]")
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     keys = _from_arrow(ids) if isinstance(ids, pa.Array) else None
@@ -42,7 +45,11 @@ def keys_of(ids: Iterable[object]) -> pa.Array:
 
 
 def ids_of(keys: Sequence[bytes]) -> list[Id]:
-    """Decode what `keys_of` made."""
+    """Decode what `keys_of` made.
+
+    Raises:
+        CorruptFileError: It made no such key.
+    """
     return [_id(key) for key in keys]
 
 
@@ -50,11 +57,14 @@ def id_column(keys: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Return ids as a column to filter by: text, or whole numbers where all are; else as text."""
     kinds = set(pc.unique(pc.binary_slice(keys, 0, 1)).to_pylist())
     plain = pc.binary_slice(keys, 1, _LONGEST + 1)  # without an end some versions fail
-    if kinds <= {_NUMBER} and kinds:
-        return plain.cast(pa.string()).cast(pa.int64())
-    if _BYTES in kinds:
-        return pa.array([_shown(_id(key)) for key in keys.to_pylist()], pa.string())
-    return plain.cast(pa.string())
+    try:
+        if kinds <= {_NUMBER} and kinds:
+            return plain.cast(pa.string()).cast(pa.int64())
+        if kinds <= {_NUMBER, _TEXT}:
+            return plain.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        raise _not_a_key() from error
+    return pa.array([_shown(_id(key)) for key in keys.to_pylist()], pa.string())
 
 
 def _from_arrow(ids: pa.Array) -> pa.Array | None:
@@ -95,9 +105,20 @@ def _key(row: int, value: object) -> bytes:
 
 def _id(key: bytes) -> Id:
     kind, rest = key[:1], key[1:]
-    if kind == _TEXT:
-        return rest.decode()
-    return int(rest) if kind == _NUMBER else rest
+    try:
+        if kind == _TEXT:
+            return rest.decode()
+        if kind == _NUMBER:
+            return int(rest)
+    except ValueError as error:
+        raise _not_a_key() from error
+    if kind != _BYTES:
+        raise _not_a_key()
+    return rest
+
+
+def _not_a_key() -> CorruptFileError:
+    return CorruptFileError("an id of the collection is not what was written; restore it from a copy")
 
 
 def _shown(value: Id) -> str:

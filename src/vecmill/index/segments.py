@@ -13,18 +13,19 @@
 
 All numbers are little-endian. A file is written once, whole, and never changed; the specification is
 `docs/reference/collection.md`. Blocks are checked when they are first read in a process, so a flipped bit is
-never searched.
+never searched. Files are mapped without keeping a descriptor: a collection may have more segments than a
+process may have files open.
 """
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vecmill.core import durable
-from vecmill.core.errors import CorruptFileError, FormatVersionError, StorageError
+from vecmill.core.errors import CorruptFileError, FormatVersionError, InputError, StorageError
 from vecmill.core.types import IntArray, Mask, Precision, Vectors
 
 MAGIC = b"VECMILLV"
@@ -43,12 +44,16 @@ BLOCK_BYTES = 128 << 10
 SEGMENT_BYTES = 64 << 20
 """Payload of a segment at most, so that rewriting one is quick and its checksums stay below 4 KiB."""
 
+SEGMENT_ROWS = 1 << 20
+"""Rows of a segment at most: short vectors may have long texts beside them."""
+
 ROW, KEY = "_row", "_id"
 """Columns of the items file that are ours: the row's number, and its id as `key_of` encodes it."""
 
 _HEADER = struct.Struct("<8sIIQII28x")
 _CRC = struct.Struct("<I")
 _PIECE_BYTES = 8 << 20  # components decoded from float16 at once
+_FEW_ROWS = 4  # are read as quickly without asking for them first
 _DTYPES: dict[Precision, np.dtype[Any]] = {
     Precision.FLOAT32: np.dtype("<f4"),
     Precision.FLOAT16: np.dtype("<f2"),
@@ -57,10 +62,10 @@ _DTYPES: dict[Precision, np.dtype[Any]] = {
 
 def rows_per_segment(dimensions: int, precision: Precision) -> int:
     """Return how many vectors fit into one segment, at least 1."""
-    return max(1, SEGMENT_BYTES // max(1, dimensions * _DTYPES[precision].itemsize))
+    return min(SEGMENT_ROWS, max(1, SEGMENT_BYTES // max(1, dimensions * _DTYPES[precision].itemsize)))
 
 
-def write_vectors(path: Path, vectors: Vectors, precision: Precision) -> int:
+def write_vectors(path: Path, vectors: Vectors, precision: Precision) -> tuple[int, str]:
     """Write a segment's vectors; on disk when this returns.
 
     Args:
@@ -69,25 +74,27 @@ def write_vectors(path: Path, vectors: Vectors, precision: Precision) -> int:
         precision: float32, or float16, which rounds to 11 bits.
 
     Returns:
-        The file's size in bytes: 64 + n * d * 4 (or 2) + 4 for each 128 KiB + 4.
+        The file's size in bytes: 64 + n * d * 4 (or 2) + 4 for each 128 KiB + 4; and the BLAKE2b-128 of its
+        header and checksums, 32 hex digits, which stands for the content.
 
     Raises:
-        StorageError: A component is beyond float16.
+        InputError: A component is beyond float16.
         WriteError: The disk is full or does not allow it.
     """
     kind = _DTYPES[precision]
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(vectors, dtype=kind)
     if precision is Precision.FLOAT16 and not np.isfinite(stored).all():
-        raise StorageError("a component is above 65504, beyond float16: keep the originals as float32")
+        raise InputError("a component is above 65504, beyond float16: keep the originals as float32")
     header = _HEADER.pack(MAGIC, VERSION, kind.itemsize, len(stored), stored.shape[1], BLOCK_BYTES)
     payload = stored.reshape(-1).view(np.uint8).data
     sums = np.array([zlib.crc32(block) for block in _blocks(payload, BLOCK_BYTES)], "<u4").tobytes()
+    head, tail = header + _CRC.pack(zlib.crc32(header)), sums + _CRC.pack(zlib.crc32(sums))
     with durable.replacing(path) as temp, temp.open("wb") as file:
-        file.write(header + _CRC.pack(zlib.crc32(header)))
+        file.write(head)
         file.write(payload)
-        file.write(sums + _CRC.pack(zlib.crc32(sums)))
-    return path.stat().st_size
+        file.write(tail)
+    return len(head) + len(payload) + len(tail), durable.digest_bytes(head + tail)
 
 
 class VectorsFile:
@@ -97,34 +104,38 @@ class VectorsFile:
         path: The file.
         rows: Rows it must hold.
         dimensions: Components each must have.
+        precision: How they must be kept.
+        digest: What `write_vectors` returned.
 
     Raises:
         FileNotFoundError: It is not there.
-        CorruptFileError: Header or checksums are damaged, or the file is not as long as it says.
+        CorruptFileError: Header or checksums are damaged, or the file is not the one that was written.
         FormatVersionError: A later version wrote it.
+        StorageError: It cannot be read.
     """
 
-    def __init__(self, path: Path, *, rows: int, dimensions: int) -> None:
+    def __init__(self, path: Path, *, rows: int, dimensions: int, precision: Precision, digest: str) -> None:
         self._path = path
-        with path.open("rb") as file:
-            head = file.read(HEADER_BYTES)
-            item_bytes, self._block = _parse_header(path, head, rows, dimensions)
-            payload = rows * dimensions * item_bytes
-            count = -(-payload // self._block)
-            size = HEADER_BYTES + payload + 4 * count + 4
-            if os.fstat(file.fileno()).st_size != size:
-                raise _damaged(path, f"it has {os.fstat(file.fileno()).st_size} bytes, not {size}")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        table = self._map[HEADER_BYTES + payload : size - 4]
-        if zlib.crc32(table) != _CRC.unpack(self._map[size - 4 : size])[0]:
-            raise _damaged(path, "its checksums are not what was written")
-        self._sums = np.frombuffer(table, "<u4")
+        data = _mapped(path)
+        kind = _DTYPES[precision]
+        self._block = _parse_header(path, bytes(data[:HEADER_BYTES]), rows, dimensions, kind.itemsize)
+        payload = rows * dimensions * kind.itemsize
+        count = -(-payload // self._block)
+        size = HEADER_BYTES + payload + 4 * count + 4
+        if len(data) != size:
+            raise damaged(path, f"it has {len(data)} bytes, not {size}")
+        tail = bytes(data[HEADER_BYTES + payload :])
+        if zlib.crc32(tail[:-4]) != _CRC.unpack(tail[-4:])[0]:
+            raise damaged(path, "its checksums are not what was written")
+        if durable.digest_bytes(bytes(data[:HEADER_BYTES]) + tail) != digest:
+            raise damaged(path, "it is a file of other vectors than those the catalogue names")
+        self._data = data
+        self._sums = np.frombuffer(tail[:-4], "<u4")
         self._seen = np.zeros(count, np.bool_)
         self._lock = threading.Lock()
         self._bytes = payload
-        kind = np.dtype("<f4") if item_bytes == 4 else np.dtype("<f2")
         self._stored: npt.NDArray[Any] = np.frombuffer(
-            self._map, kind, count=rows * dimensions, offset=HEADER_BYTES
+            data, kind, count=rows * dimensions, offset=HEADER_BYTES
         ).reshape(rows, dimensions)
 
     def __len__(self) -> int:
@@ -179,34 +190,32 @@ class VectorsFile:
 
     def _read_ahead(self, offsets: IntArray, blocks: IntArray) -> None:
         """Ask for all pages before the first is touched: cold, the disk then works on them side by side."""
-        if not hasattr(self._map, "madvise") or not hasattr(mmap, "MADV_WILLNEED"):
+        if not hasattr(os, "posix_fadvise") or len(offsets) < _FEW_ROWS:
             return
-        page = mmap.PAGESIZE
         unseen = blocks[~self._seen[blocks]]
         starts = HEADER_BYTES + unseen * self._block
-        lengths = np.full(len(unseen), self._block)
+        length = self._block
         if not len(unseen):
-            starts = HEADER_BYTES + offsets * self._stored.strides[0]
-            lengths = np.full(len(offsets), self._stored.strides[0])
-        with suppress(OSError):  # advice; the read itself tells
-            for start, length in zip((starts // page * page).tolist(), lengths.tolist(), strict=True):
-                self._map.madvise(mmap.MADV_WILLNEED, start, min(length + page, len(self._map) - start))
+            starts, length = HEADER_BYTES + offsets * self._stored.strides[0], self._stored.strides[0]
+        with suppress(OSError):  # advice; the file may be gone and is mapped all the same
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                for start in starts.tolist():
+                    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def _ensure(self, blocks: IntArray) -> None:
         """Check the blocks that this process has not read yet."""
         if self._seen[blocks].all():
             return
         with self._lock:
-            view = memoryview(self._map)
-            try:
-                for block in blocks[~self._seen[blocks]].tolist():
-                    start = HEADER_BYTES + block * self._block
-                    stop = min(start + self._block, HEADER_BYTES + self._bytes)
-                    if zlib.crc32(view[start:stop]) != self._sums[block]:
-                        raise _damaged(self._path, f"block {block} is not what was written")
-                    self._seen[block] = True
-            finally:
-                view.release()
+            for block in blocks[~self._seen[blocks]].tolist():
+                start = HEADER_BYTES + block * self._block
+                stop = min(start + self._block, HEADER_BYTES + self._bytes)
+                if zlib.crc32(self._data[start:stop]) != self._sums[block]:
+                    raise damaged(self._path, f"block {block} is not what was written")
+                self._seen[block] = True
 
 
 def write_items(path: Path, items: pa.Table) -> str:
@@ -230,14 +239,18 @@ def read_items(path: Path, digest: str) -> pa.Table:
 
     Raises:
         FileNotFoundError: It is not there.
-        CorruptFileError: It is not what was written.
+        CorruptFileError: It is not what was written, or no sound Arrow file.
+        StorageError: It cannot be read.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    if durable.digest_file(path) != digest:
-        raise _damaged(path, "its digest is not the one in the catalogue")
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    data = _mapped(path)
+    if durable.digest_bytes(data) != digest:
+        raise damaged(path, "its digest is not the one in the catalogue")
+    try:
+        items = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        items.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, f"it is no sound Arrow file ({type(error).__name__})") from error
+    return items
 
 
 def write_deleted(path: Path, deleted: Mask) -> str:
@@ -253,38 +266,67 @@ def read_deleted(path: Path, digest: str, rows: int) -> Mask:
     Raises:
         FileNotFoundError: It is not there.
         CorruptFileError: It is not what was written.
+        StorageError: It cannot be read.
     """
-    bits = path.read_bytes()
+    with reading(path):
+        bits = path.read_bytes()
     if durable.digest_bytes(bits) != digest or len(bits) != -(-rows // 8):
-        raise _damaged(path, "its digest is not the one in the catalogue")
+        raise damaged(path, "its digest is not the one in the catalogue")
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=rows, bitorder="little").astype(np.bool_)
 
 
-def _parse_header(path: Path, head: bytes, rows: int, dimensions: int) -> tuple[int, int]:
-    """Return bytes per component and block size, or say what is wrong."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in a message of ours why a file cannot be read; that it is not there passes through."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        hint = ""
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            hint = "; allow more open files (ulimit -n)"
+        elif error.errno == errno.EACCES:
+            hint = "; ask its owner for the right to read it"
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}{hint}") from error
+
+
+def damaged(path: Path, why: str) -> CorruptFileError:
+    """Return the error that says what is wrong with a file, and the cure."""
+    return CorruptFileError(
+        f"{path} is damaged: {why}; restore it from a copy, or build the collection again from its vector set"
+    )
+
+
+def _mapped(path: Path) -> memoryview:
+    """Map a whole file. The map keeps no descriptor and lives as long as what it is read by."""
+    with reading(path):
+        if not path.stat().st_size:
+            return memoryview(b"")
+        with pa.memory_map(str(path)) as source:
+            return memoryview(source.read_buffer())
+
+
+def _parse_header(path: Path, head: bytes, rows: int, dimensions: int, item_bytes: int) -> int:
+    """Return the block size, or say what is wrong."""
     if len(head) < HEADER_BYTES or head[:8] != MAGIC:
-        raise _damaged(path, "it does not begin as a file of vectors does")
-    magic, version, item_bytes, n, d, block = _HEADER.unpack(head[:60])
-    del magic
+        raise damaged(path, "it does not begin as a file of vectors does")
+    _, version, size, n, d, block = _HEADER.unpack(head[:60])
     if zlib.crc32(head[:60]) != _CRC.unpack(head[60:])[0]:
-        raise _damaged(path, "its header is not what was written")
+        raise damaged(path, "its header is not what was written")
     if version != VERSION:
         raise FormatVersionError(
             f"{path} has format version {version}, this vecmill reads {VERSION}: upgrade"
         )
-    if (n, d) != (rows, dimensions) or item_bytes not in (2, 4) or block < 1:
-        raise _damaged(
-            path, f"it holds {n} vectors of {d} dimensions, the catalogue says {rows} of {dimensions}"
+    if (n, d, size) != (rows, dimensions, item_bytes) or block < 1:
+        raise damaged(
+            path,
+            f"it holds {n} vectors of {d} components of {size} bytes, the catalogue says {rows} of "
+            f"{dimensions} of {item_bytes}",
         )
-    return item_bytes, block
+    return int(block)
 
 
 def _blocks(payload: memoryview, size: int) -> Iterator[memoryview]:
     for start in range(0, len(payload), size):
         yield payload[start : start + size]
-
-
-def _damaged(path: Path, why: str) -> CorruptFileError:
-    return CorruptFileError(
-        f"{path} is damaged: {why}; restore it from a copy, or build the collection again from its vector set"
-    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ def write_sidecar(path: Path, description: Mapping[str, Any], payload: bytes | m
     Raises:
         WriteError: It could not be written; what was there before is intact.
     """
-    said = json.dumps(dict(description), sort_keys=True, ensure_ascii=False).encode()
+    said = _said(description)
     head = _HEAD.pack(MAGIC, VERSION, len(said)) + said
     digest = bytes.fromhex(_digest(head, payload))
     with durable.replacing(path) as temp, temp.open("wb") as file:
@@ -57,10 +58,26 @@ def read_sidecar(path: Path, description: Mapping[str, Any]) -> memoryview | Non
         return None
     magic, version, length = _HEAD.unpack(data[: _HEAD.size])
     said = body[_HEAD.size : _HEAD.size + length]
-    wanted = json.dumps(dict(description), sort_keys=True, ensure_ascii=False).encode()
-    if magic != MAGIC or version != VERSION or said != wanted:
+    if magic != MAGIC or version != VERSION or said != _said(description):
         return None
     return body[_HEAD.size + length :]
+
+
+def is_there(path: Path, description: Mapping[str, Any], payload_bytes: int) -> bool:
+    """Say whether there is a sidecar of this description and size. Reads its first bytes only."""
+    said = _said(description)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD.size + len(said))
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    wanted = _HEAD.pack(MAGIC, VERSION, len(said)) + said
+    return head == wanted and size == len(wanted) + payload_bytes + _DIGEST_BYTES
+
+
+def _said(description: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(description), sort_keys=True, ensure_ascii=False).encode()
 
 
 def _digest(*parts: bytes | memoryview) -> str:

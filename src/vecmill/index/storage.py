@@ -7,10 +7,13 @@ something returns, the change is on disk.
 
 from __future__ import annotations
 
+import logging
+import random
+import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +23,51 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vecmill.core import durable
-from vecmill.core.errors import CorruptFileError, DimensionMismatchError, InputError
+from vecmill.core.errors import (
+    CorruptFileError,
+    DimensionMismatchError,
+    InputError,
+    StorageError,
+    WriteError,
+    unknown_name,
+)
 from vecmill.core.space import Manifest
 from vecmill.core.types import IntArray, Metric, Precision, Vectors, choice
 from vecmill.core.vectors import check
-from vecmill.index.catalogue import NAME, Catalogue, Entry, generation_of, read_catalogue, write_catalogue
-from vecmill.index.keys import ids_of, keys_of
-from vecmill.index.segments import (
-    KEY,
-    ROW,
-    rows_per_segment,
-    write_deleted,
-    write_items,
-    write_vectors,
+from vecmill.index.catalogue import (
+    MOST_DIMENSIONS,
+    NAME,
+    Catalogue,
+    Stamp,
+    read_stamped,
+    stamp_of,
+    write_catalogue,
 )
-from vecmill.index.snapshot import ID, Segment, Snapshot
+from vecmill.index.changes import (
+    Change,
+    ensure_distinct,
+    ensure_float16,
+    ensure_rows,
+    ensure_width,
+    not_found,
+)
+from vecmill.index.compaction import Compaction, runs_to_merge
+from vecmill.index.keys import ids_of, keys_of
+from vecmill.index.schema import plain, unified
+from vecmill.index.segments import rows_per_segment
+from vecmill.index.snapshot import ID, Opened, Segment, Snapshot
+from vecmill.index.writing import gathered, sweep, with_rows, without_rows
 
 SEGMENTS = "segments"
 SIDECARS = "sidecars"
 _LOCK = ".lock"
+_PATIENCE = 30.0  # seconds a writer waits for another to end
 _FAN = 8  # so many neighbouring segments of one size become one
-_GONE_SHARE = 0.2  # a segment with more deleted rows is written anew by compact
 _COMPACT_BYTES = 256 << 20
-_TRIES = 8
+_TRIES = 1000  # to open what is replaced meanwhile; segments that are open stay so between them
+_COMPARED_IDS = 100_000
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a change did.
-
-    Attributes:
-        added: Rows that are new.
-        replaced: Rows that were there and are gone now, because rows with their ids took their place.
-        deleted: Rows that are gone.
-        missing: Ids that were to be deleted or changed and are not there.
-    """
-
-    added: int = 0
-    replaced: int = 0
-    deleted: int = 0
-    missing: tuple[object, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Compaction:
-    """What compacting did.
-
-    Attributes:
-        segments_before, segments_after: How many there are.
-        rows_removed: Deleted rows that are no longer stored.
-        bytes_written: Bytes of vectors that were written anew.
-        complete: False where the bound was reached and another call would do more.
-    """
-
-    segments_before: int
-    segments_after: int
-    rows_removed: int
-    bytes_written: int
-    complete: bool
+_LOG = logging.getLogger(__name__)
 
 
 def is_store(path: Path | str) -> bool:
@@ -88,6 +78,9 @@ def is_store(path: Path | str) -> bool:
 class Store:
     """A collection on disk. Any thread may use it; other processes may read and write it at the same time.
 
+    Opening maps every segment, keeps no file open, and needs no right to write. A writer that finds another
+    at work, in this process or elsewhere, waits for it: half a minute, then it says who it is.
+
     Args:
         path: The folder of an existing collection; `create` makes one.
 
@@ -95,14 +88,14 @@ class Store:
         InputError: The folder is not a collection.
         CorruptFileError: Its catalogue is damaged.
         FormatVersionError: A later version wrote it.
+        StorageError: A file cannot be read.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         self._writing = threading.Lock()
         self._reading = threading.Lock()
-        self._stamp: tuple[int, int, int] | None = None
-        self._now = self._load()
+        self._state: tuple[Stamp, Snapshot] = self._load(None)  # replaced whole: threads look without a lock
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -124,7 +117,7 @@ class Store:
 
         Args:
             path: A folder that does not exist yet, or is empty.
-            dimensions: Components of a vector, at least 1.
+            dimensions: Components of a vector, from 1 to 1,048,576.
             metric: What "near" means, unless a search says otherwise.
             precision: float32, or float16: half the disk, rounded to 11 bits.
             manifest: What makes the vectors.
@@ -135,8 +128,10 @@ class Store:
             WriteError: The disk does not allow it.
         """
         folder = Path(path)
-        if dimensions < 1:
-            raise InputError(f"vectors of {dimensions} dimensions cannot be kept; at least 1")
+        if not 1 <= dimensions <= MOST_DIMENSIONS:
+            raise InputError(
+                f"vectors of {dimensions} dimensions cannot be kept; from 1 to {MOST_DIMENSIONS:,} can"
+            )
         kept = choice(Precision, precision, "precision")
         if kept not in (Precision.FLOAT32, Precision.FLOAT16):
             raise InputError(f"originals are kept as float32 or float16, not {kept.value}; that is for codes")
@@ -144,14 +139,15 @@ class Store:
             raise DimensionMismatchError(
                 f"the manifest speaks of {manifest.dimensions} dimensions, the collection of {dimensions}"
             )
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty; name a new folder, or open the collection in it")
-        durable.make_dir(folder / SEGMENTS)
-        durable.make_dir(folder / SIDECARS)
-        write_catalogue(
-            folder,
-            Catalogue(dimensions, choice(Metric, metric, "metric"), kept, manifest, text_column),
-        )
+        near = choice(Metric, metric, "metric")
+        _ensure_empty(folder)
+        durable.make_dir(folder)
+        with durable.lock(folder / _LOCK, what=f"the collection {folder}"):
+            _ensure_empty(folder)
+            durable.make_dir(folder / SEGMENTS)
+            durable.make_dir(folder / SIDECARS)
+            made = Catalogue(dimensions, near, kept, manifest, text_column, identity=secrets.token_hex(16))
+            write_catalogue(folder, made)
         return cls(folder)
 
     @property
@@ -169,17 +165,21 @@ class Store:
         return self.catalogue.live
 
     def snapshot(self) -> Snapshot:
-        """Return the collection as it is now. Costs one look at a file's status while nothing changes.
+        """Return the collection as it is now. Costs one look at the end of a file while nothing changes.
 
         Raises:
+            InputError: The folder is gone, or no collection any more.
             CorruptFileError: A file is damaged; the message says which, and the cure.
+            StorageError: A file cannot be read.
         """
-        if generation_of(self._path) == self._stamp:
-            return self._now
+        stamp, now = self._state
+        if stamp_of(self._path) == stamp:
+            return now
         with self._reading:
-            if generation_of(self._path) != self._stamp:
-                self._now = self._load()
-            return self._now
+            stamp, now = self._state
+            if stamp_of(self._path) != stamp:
+                self._state = self._load(now)
+            return self._state[1]
 
     def add(
         self,
@@ -197,41 +197,72 @@ class Store:
         Args:
             ids: (n,) text, whole numbers of 64 bits, UUIDs or bytes; 1 and "1" are two ids.
             vectors: (n, d) finite numbers.
-            columns: n rows of other columns; those the collection lacks are null for older items.
+            columns: n rows of other columns; those the collection lacks are null for older items. Whole
+                numbers beside fractions become fractions, narrower types wider ones.
             replace: Items with the same id give way to the new ones; otherwise they are an error.
             repeated: An id may stand at several rows: the pieces of one text.
 
         Raises:
-            InputError: An id is repeated or there already, a component is NaN, or lengths differ.
+            InputError: An id is repeated or there already, a component is NaN, lengths differ, or a column
+                holds what does not go with what it holds here.
             DimensionMismatchError: The vectors are of another width.
-            StorageError: Another process is writing, or a file is damaged.
+            StorageError: Another process has been writing for half a minute, or a file is damaged.
             WriteError: The disk is full or does not allow it; nothing has changed.
         """
         keys = keys_of(ids)
-        table = check(vectors, dimensions=None if not len(keys) else self._now.dimensions)
+        columns = plain(columns)
+        now = self._state[1]
+        table = check(vectors, dimensions=None if not len(keys) else now.dimensions)
         if len(table) != len(keys):
             raise InputError(f"{len(keys)} ids and {len(table)} vectors; each item has one of both")
-        if columns is not None and columns.num_rows != len(keys):
-            raise InputError(
-                f"{len(keys)} ids and {columns.num_rows} rows of columns; each item has one of both"
-            )
+        ensure_rows(len(keys), columns)
+        if now.catalogue.precision is Precision.FLOAT16:
+            ensure_float16(table)
         if not repeated:
-            _ensure_distinct(keys)
+            ensure_distinct(keys)
         if not len(keys):
             return Change()
         with self._changing() as now:
+            ensure_width(table, now.dimensions)
             there = now.find_keys(keys)
             if len(there) and not replace:
-                name = ids_of(now.keys(there[:1]))[0]
-                more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-                raise InputError(f"id {name!r}{more} is in {self._path} already; replace it by replace=True")
-            schema = _unified(now.catalogue.schema, columns, self._path)
-            catalogue = now.catalogue.next(schema=schema)
-            catalogue = self._without(now, catalogue, there)
-            catalogue = self._with(catalogue, keys, table, columns)
-            self._publish(catalogue)
-            self._tidy()
+                raise self._known(now, there)
+            catalogue = now.catalogue.next(schema=unified(now, columns, self._path))
+            catalogue = without_rows(self._segments, now, catalogue, there)
+            self._publish(with_rows(self._segments, catalogue, keys, table, columns))
+            self._tidied()
         return Change(added=len(keys), replaced=len(there))
+
+    def ensure_addable(
+        self, ids: Sequence[object] | pa.Array, columns: pa.Table | None = None, *, replace: bool = False
+    ) -> None:
+        """Raise now what `add` would raise for these ids and columns, before vectors are paid for.
+
+        Raises:
+            InputError: An id is repeated or there already, or the columns do not fit.
+        """
+        keys, now = keys_of(ids), self.snapshot()
+        columns = plain(columns)
+        ensure_rows(len(keys), columns)
+        ensure_distinct(keys)
+        unified(now, columns, self._path)
+        there = np.empty(0, np.int64) if replace else now.find_keys(keys)
+        if len(there):
+            raise self._known(now, there)
+
+    def ensure_there(self, ids: Sequence[object] | pa.Array, columns: pa.Table | None = None) -> None:
+        """Raise now what `update` of all these ids would raise, before vectors are paid for.
+
+        Raises:
+            InputError: An id is repeated, or names several rows, or the columns do not fit.
+            UnknownNameError: An id is not there.
+        """
+        keys, now = keys_of(ids), self.snapshot()
+        columns = plain(columns)
+        ensure_distinct(keys)
+        ensure_rows(len(keys), columns)
+        unified(now, columns, self._path)
+        self._rows_of(now, keys, all_or_none=True)
 
     def delete(self, ids: Sequence[object] | pa.Array) -> Change:
         """Delete items. On disk when this returns; the space is given back by `compact`.
@@ -240,75 +271,156 @@ class Store:
             ids: Ids of items; those that are not there are listed in `Change.missing`.
 
         Raises:
-            StorageError: Another process is writing, or a file is damaged.
+            StorageError: Another process has been writing for half a minute, or a file is damaged.
             WriteError: The disk is full or does not allow it; nothing has changed.
         """
         keys = keys_of(ids)
         with self._changing() as now:
             there = now.find_keys(keys)
-            found = pa.array(now.keys(there), pa.binary())
-            missing = keys.filter(pc.invert(pc.is_in(keys, value_set=found))).to_pylist()
+            missing = not_found(keys, pa.array(now.keys(there), pa.binary()))
             if len(there):
-                self._publish(self._without(now, now.catalogue.next(), there))
-        return Change(deleted=len(there), missing=tuple(ids_of(missing)))
+                self._publish(without_rows(self._segments, now, now.catalogue.next(), there))
+        return Change(deleted=len(there), missing=missing)
 
     def set_columns(self, ids: Sequence[object] | pa.Array, columns: pa.Table) -> Change:
         """Give items other columns and keep their vectors. On disk when this returns.
 
         Args:
-            ids: (n,) ids of items, each of one row.
+            ids: (n,) ids of items, each of one row; those that are not there are listed in `Change.missing`.
             columns: n rows; columns not named keep their values.
 
         Raises:
             InputError: An id is repeated, or names several rows.
-            StorageError: Another process is writing, or a file is damaged.
+            StorageError: Another process has been writing for half a minute, or a file is damaged.
+            WriteError: The disk is full or does not allow it; nothing has changed.
         """
-        keys = keys_of(ids)
-        _ensure_distinct(keys)
-        if columns.num_rows != len(keys):
-            raise InputError(f"{len(keys)} ids and {columns.num_rows} rows of columns")
-        with self._changing() as now:
-            there = now.find_keys(keys)
-            found = pa.array(now.keys(there), pa.binary())
-            if len(pc.unique(found)) != len(found):
-                raise InputError("an id names several rows; its columns cannot be changed one by one")
-            missing = keys.filter(pc.invert(pc.is_in(keys, value_set=found))).to_pylist()
-            if len(there):
-                at = pc.index_in(found, value_set=keys)
-                kept = [name for name in now.columns if name not in columns.column_names]
-                stored = now.stored(there, kept)
-                changed = {name: columns.column(name).take(at) for name in columns.column_names}
-                merged = pa.table({**{name: stored.column(name) for name in kept}, **changed})
-                schema = _unified(now.catalogue.schema, merged, self._path)
-                catalogue = self._without(now, now.catalogue.next(schema=schema), there)
-                self._publish(self._with(catalogue, found, now.fetch(there), merged))
-                self._tidy()
-        return Change(replaced=len(there), missing=tuple(ids_of(missing)))
+        return self.update(ids, columns=columns)
 
-    def set_index(self, index: dict[str, Any] | None) -> None:
-        """Publish which index the collection has; its files are sidecars."""
+    def update(
+        self,
+        ids: Sequence[object] | pa.Array,
+        *,
+        vectors: npt.ArrayLike | None = None,
+        columns: pa.Table | None = None,
+        all_or_none: bool = False,
+    ) -> Change:
+        """Give items other vectors, other columns, or both, in one step. On disk when this returns.
+
+        Args:
+            ids: (n,) ids of items, each of one row.
+            vectors: (n, d) finite numbers; None: theirs stay.
+            columns: n rows; columns not named keep their values.
+            all_or_none: An id that is not there is an error; otherwise it is listed in `Change.missing`.
+
+        Raises:
+            InputError: An id is repeated, or names several rows, or what is given does not fit.
+            UnknownNameError: An id is not there and all should be; nothing was changed.
+            StorageError: Another process has been writing for half a minute, or a file is damaged.
+            WriteError: The disk is full or does not allow it; nothing has changed.
+        """
+        keys, columns = keys_of(ids), plain(columns)
+        ensure_distinct(keys)
+        ensure_rows(len(keys), columns)
+        table = None if vectors is None else check(vectors, dimensions=self._state[1].dimensions)
+        if table is not None and len(table) != len(keys):
+            raise InputError(f"{len(keys)} ids and {len(table)} vectors; each item has one of both")
+        if table is not None and self._state[1].catalogue.precision is Precision.FLOAT16:
+            ensure_float16(table)
         with self._changing() as now:
+            if table is not None:
+                ensure_width(table, now.dimensions)
+            there, found, missing = self._rows_of(now, keys, all_or_none=all_or_none)
+            if len(there):
+                self._rewrite(now, there, found, pc.index_in(found, value_set=keys), table, columns)
+        return Change(replaced=len(there), missing=missing)
+
+    def _rows_of(
+        self, now: Snapshot, keys: pa.Array, *, all_or_none: bool
+    ) -> tuple[IntArray, pa.Array, tuple[object, ...]]:
+        """Find items of one row each: positions, their ids as keys, and the ids that are not there."""
+        there = now.find_keys(keys)
+        found = pa.array(now.keys(there), pa.binary())
+        many = pc.value_counts(found)
+        many = many.filter(pc.greater(many.field("counts"), 1))
+        if len(many):
+            name = ids_of([many.field("values")[0].as_py()])[0]
+            raise InputError(
+                f"id {name!r} names several rows of {self._path}, the pieces of one text; replace them all "
+                "by adding them again with replace=True"
+            )
+        missing = not_found(keys, found)
+        if missing and all_or_none:
+            live = np.flatnonzero(now.live)[:_COMPARED_IDS]
+            raise unknown_name("id", str(missing[0]), [str(one) for one in now.ids(live)])
+        return there, found, missing
+
+    def _rewrite(
+        self,
+        now: Snapshot,
+        there: IntArray,
+        keys: pa.Array,
+        at: pa.Array,
+        vectors: Vectors | None,
+        columns: pa.Table | None,
+    ) -> None:
+        """Write rows that are there anew; `at` says where in what is given each of them stands."""
+        given = [] if columns is None else columns.column_names
+        kept = [name for name in now.columns if name not in given]
+        merged = dict(zip(kept, now.stored(there, kept).columns, strict=True))
+        if columns is not None:
+            merged |= {name: columns.column(name).take(at) for name in given}
+        table = pa.table(merged) if merged else None
+        fresh = now.fetch(there) if vectors is None else vectors[at.to_numpy()]
+        catalogue = without_rows(
+            self._segments, now, now.catalogue.next(schema=unified(now, table, self._path)), there
+        )
+        self._publish(with_rows(self._segments, catalogue, keys, fresh, table))
+        self._tidied()
+
+    def set_index(self, index: dict[str, Any] | None, write: Callable[[], None] | None = None) -> None:
+        """Publish which index the collection has.
+
+        Args:
+            index: What the catalogue says of it.
+            write: Writes its sidecars; called before, while nobody else changes the collection.
+        """
+        with self._changing() as now:
+            if write is not None:
+                write()
             self._publish(now.catalogue.next(index=index))
+
+    @contextmanager
+    def alone(self) -> Iterator[Snapshot]:
+        """Keep all other writers away while the block runs; nothing of the segments may be written in it.
+
+        Raises:
+            StorageError: Another process has been writing for half a minute.
+        """
+        with self._changing() as now:
+            yield now
 
     def compact(self, *, max_bytes: int = _COMPACT_BYTES) -> Compaction:
         """Write small segments, and those with many deleted rows, anew as few. On disk when this returns.
 
+        A full segment is written anew from a fifth of its rows deleted: until then they take their space.
         Readers go on with what they have. Rows keep their numbers, so indexes stay right.
 
         Args:
             max_bytes: Bytes of vectors written at most, but one segment always; call again for more.
 
         Raises:
-            StorageError: Another process is writing, or a file is damaged.
+            StorageError: Another process has been writing for half a minute, or a file is damaged.
             WriteError: The disk is full or does not allow it; nothing has changed.
         """
         with self._changing() as now:
             before = now.catalogue
-            runs, complete = _runs(before, rows_per_segment(before.dimensions, before.precision), max_bytes)
+            runs, complete = runs_to_merge(
+                before, rows_per_segment(before.dimensions, before.precision), max_bytes
+            )
             written = 0
             for run in runs:
                 written += self._merge(run)
-            after = self._now.catalogue
+            after = self.snapshot().catalogue
         removed = sum(entry.rows for entry in before.segments) - sum(entry.rows for entry in after.segments)
         return Compaction(len(before.segments), len(after.segments), removed, written, complete)
 
@@ -318,97 +430,73 @@ class Store:
         Raises:
             CorruptFileError: A file is not what was written; the message says which.
         """
-        Snapshot(self._path, read_catalogue(self._path)).verify()
+        self._load(None)[1].verify()
 
     @contextmanager
     def _changing(self) -> Iterator[Snapshot]:
         """Be the only writer; start from what is published, and remove what crashed writers left."""
-        with self._writing, durable.lock(self._path / _LOCK, what=f"the collection {self._path}"):
+        stamp_of(self._path)  # where there is no collection, no lock is left either
+        with self._writing, ExitStack() as held:
+            self._wait_for(held)
             now = self.snapshot()
-            self._sweep(now.catalogue)
+            durable.make_dir(self._segments)  # a copy may have left out empty folders
+            durable.remove_leftovers(self._path)
+            sweep(self._segments, now.catalogue)
             yield now
+
+    def _wait_for(self, held: ExitStack) -> None:
+        """Take the lock as soon as nobody else has it."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                held.enter_context(durable.lock(self._path / _LOCK, what=f"the collection {self._path}"))
+            except WriteError:
+                raise
+            except StorageError:
+                if time.monotonic() >= until:
+                    raise
+            except OSError as error:
+                raise WriteError(f"{self._path} cannot be written: {error.strerror or error}") from error
+            else:
+                return
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - so that two who wait do not keep step
+
+    @property
+    def _segments(self) -> Path:
+        return self._path / SEGMENTS
 
     def _publish(self, catalogue: Catalogue) -> None:
         write_catalogue(self._path, catalogue)
-        self.snapshot()
 
-    def _load(self) -> Snapshot:
+    def _load(self, known: Snapshot | None) -> tuple[Stamp, Snapshot]:
         """Open what the catalogue names; a writer may replace files meanwhile: then start again."""
-        known = self._now.segments if self._stamp is not None else ()
-        for attempt in range(_TRIES):
-            stamp = generation_of(self._path) if is_store(self._path) else None
-            catalogue = read_catalogue(self._path)
+        opened: Opened = {} if known is None else {one.identity: one for one in known.segments}
+        for _ in range(_TRIES):
+            catalogue, stamp = read_stamped(self._path)
             try:
-                loaded = Snapshot(self._path, catalogue, known)
+                return stamp, Snapshot(self._path, catalogue, opened, known)
             except FileNotFoundError as error:
-                if generation_of(self._path) == stamp or attempt == _TRIES - 1:
+                if stamp_of(self._path) == stamp:
                     raise CorruptFileError(
                         f"{error.filename or error} is missing from the collection {self._path}; restore it "
                         "from a copy, or build the collection again from its vector set"
                     ) from error
-                continue
-            self._stamp = stamp
-            return loaded
-        raise AssertionError("unreachable")
+        raise StorageError(f"{self._path} is changed faster than it can be opened; try again")
 
-    def _with(
-        self, catalogue: Catalogue, keys: pa.Array, vectors: Vectors, columns: pa.Table | None
-    ) -> Catalogue:
-        """Write new rows as segments; return the catalogue that names them."""
-        step = rows_per_segment(catalogue.dimensions, catalogue.precision)
-        for start in range(0, len(keys), step):
-            part = slice(start, start + step)
-            count = len(vectors[part])
-            rows = np.arange(catalogue.next_row, catalogue.next_row + count)
-            items = pa.table([pa.array(rows), keys.slice(start, step)], names=[ROW, KEY])
-            if columns is not None:
-                for name in columns.column_names:
-                    items = items.append_column(name, columns.column(name).slice(start, step))
-            catalogue = replace(
-                catalogue,
-                segments=(*catalogue.segments, self._segment(catalogue, vectors[part], items)),
-                next_row=catalogue.next_row + count,
-                next_segment=catalogue.next_segment + 1,
-            )
-        return catalogue
-
-    def _segment(self, catalogue: Catalogue, vectors: Vectors, items: pa.Table) -> Entry:
-        """Write the files of one segment; nothing names them yet."""
-        name = f"{catalogue.next_segment:08d}"
-        folder = self._path / SEGMENTS
-        size = write_vectors(folder / f"{name}.vectors", vectors, catalogue.precision)
-        rows = items.column(ROW)
-        return Entry(
-            name=name,
-            rows=len(vectors),
-            first_row=rows[0].as_py(),
-            last_row=rows[-1].as_py(),
-            vectors_bytes=size,
-            items_digest=write_items(folder / f"{name}.items", items),
-        )
-
-    def _without(self, now: Snapshot, catalogue: Catalogue, positions: IntArray) -> Catalogue:
-        """Write which rows are gone; return the catalogue that says so."""
-        entries = list(catalogue.segments)
-        for number in np.unique(np.searchsorted(now.starts, positions, side="right") - 1).tolist():
-            start, stop = now.starts[number], now.starts[number + 1]
-            gone = ~now.live[start:stop]
-            gone[positions[(positions >= start) & (positions < stop)] - start] = True
-            file = f"{entries[number].name}.deleted-{catalogue.generation}"
-            entries[number] = replace(
-                entries[number],
-                deleted=int(gone.sum()),
-                deleted_file=file,
-                deleted_digest=write_deleted(self._path / SEGMENTS / file, gone),
-            )
-        return replace(catalogue, segments=tuple(entries))
+    def _tidied(self) -> None:
+        """Tidy up after a change. It is published: whatever goes wrong now must not say that it failed."""
+        try:
+            self._tidy()
+        except StorageError as error:
+            _LOG.warning("small segments of %s stay as they are: %s", self._path, error)
 
     def _tidy(self) -> None:
         """Put neighbouring small segments of one size together, so that adding one by one stays cheap."""
-        full = rows_per_segment(self._now.dimensions, self._now.catalogue.precision)
+        now = self.snapshot().catalogue
+        full = rows_per_segment(now.dimensions, now.precision)
         size = _FAN
         while size < full:
-            entries = self._now.catalogue.segments
+            entries = self.snapshot().catalogue.segments
             first = len(entries)
             while first and entries[first - 1].rows < size:
                 first -= 1
@@ -418,96 +506,26 @@ class Store:
 
     def _merge(self, names: Sequence[str]) -> int:
         """Write neighbouring segments anew without their deleted rows; return the bytes of their vectors."""
-        now = self._now
-        chosen = [number for number, entry in enumerate(now.catalogue.segments) if entry.name in set(names)]
-        first, last = chosen[0], chosen[-1]
-        positions = np.arange(now.starts[first], now.starts[last + 1])
-        positions = positions[now.live[positions]]
-        catalogue = now.catalogue.next()
-        step = rows_per_segment(now.dimensions, catalogue.precision)
-        made: list[Entry] = []
-        for start in range(0, len(positions), step):
-            part = positions[start : start + step]
-            items = pa.table([pa.array(now.rows[part])], names=[ROW])
-            stored = now.stored(part, [KEY, *now.columns])
-            for name in stored.column_names:
-                items = items.append_column(name, stored.column(name))
-            made.append(self._segment(catalogue, now.fetch(part), items))
-            catalogue = replace(catalogue, next_segment=catalogue.next_segment + 1)
-        entries = catalogue.segments
-        self._publish(replace(catalogue, segments=(*entries[:first], *made, *entries[last + 1 :])))
-        self._sweep(self._now.catalogue)
-        return len(positions) * now.dimensions * (4 if catalogue.precision is Precision.FLOAT32 else 2)
+        catalogue, written = gathered(self._segments, self.snapshot(), set(names))
+        self._publish(catalogue)
+        sweep(self._segments, catalogue)
+        return written
 
-    def _sweep(self, catalogue: Catalogue) -> None:
-        """Remove files that no catalogue names. Readers that have them open keep what they see."""
-        names = {f"{entry.name}.{kind}" for entry in catalogue.segments for kind in ("vectors", "items")}
-        names |= {entry.deleted_file for entry in catalogue.segments if entry.deleted_file is not None}
-        folder = self._path / SEGMENTS
-        durable.remove_leftovers(folder)
-        durable.remove_leftovers(self._path)
-        for path in sorted(folder.iterdir()):
-            if path.name not in names and not durable.is_leftover(path):
-                with suppress(OSError):  # open elsewhere, on Windows: the next writer removes it
-                    durable.remove(path)
+    def _known(self, now: Snapshot, there: IntArray) -> InputError:
+        name = ids_of(now.keys(there[:1]))[0]
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        return InputError(f"id {name!r}{more} is in {self._path} already; replace it by replace=True")
 
 
-def _ensure_distinct(keys: pa.Array) -> None:
-    counts = pc.value_counts(keys)
-    many = counts.filter(pc.greater(counts.field("counts"), 1))
-    if not len(many):
-        return
-    key = many.field("values")[0]
-    rows = np.flatnonzero(pc.equal(keys, key).to_numpy(zero_copy_only=False))
-    raise InputError(
-        f"rows {rows[0]} and {rows[1]} have the same id {ids_of([key.as_py()])[0]!r}; an id names one item"
-    )
-
-
-def _unified(schema: pa.Schema, columns: pa.Table | None, where: Path) -> pa.Schema:
-    """Return the schema that holds old and new columns."""
-    if columns is None:
-        return schema
-    for name in columns.column_names:
-        if name in (ROW, KEY):
-            raise InputError(f"a column cannot be named {name!r}; that name is the collection's own")
-    if len(set(columns.column_names)) != len(columns.column_names):
-        raise InputError(f"two columns have the same name: {', '.join(columns.column_names)}")
-    merged = schema.remove_metadata()
-    for field in columns.schema.remove_metadata():
-        try:
-            merged = pa.unify_schemas([merged, pa.schema([field])], promote_options="permissive")
-        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"column {field.name!r} holds {schema.field(field.name).type} in {where}, the new rows have "
-                f"{field.type}; make them alike, or give the column another name"
-            ) from error
-    return merged
-
-
-def _runs(catalogue: Catalogue, full: int, max_bytes: int) -> tuple[list[list[str]], bool]:
-    """Choose neighbouring segments worth writing anew, within a bound: their names, run by run; is it all?"""
-    runs: list[list[Entry]] = [[]]
-    for entry in catalogue.segments:
-        small = entry.rows - entry.deleted < full // 2
-        if small or entry.deleted > _GONE_SHARE * entry.rows:
-            runs[-1].append(entry)
-        elif runs[-1]:
-            runs.append([])
-    worth = [run for run in runs if len(run) > 1 or any(entry.deleted for entry in run)]
-    chosen: list[list[str]] = []
-    spent, complete = 0, True
-    for run in worth:
-        names: list[str] = []
-        for entry in run:
-            if spent + entry.vectors_bytes > max_bytes and (len(names) > 1 or (spent and not names)):
-                complete = False
-                break
-            spent += entry.vectors_bytes
-            names.append(entry.name)
-        if names:
-            chosen.append(names)
-    return chosen, complete
+def _ensure_empty(folder: Path) -> None:
+    """Refuse a folder that holds something; what a creation that was cut short left there is nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a new folder")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        left = path.name == _LOCK or durable.is_leftover(path)
+        empty = path.name in (SEGMENTS, SIDECARS) and path.is_dir() and not any(path.iterdir())
+        if not left and not empty:
+            raise InputError(f"{folder} is not empty; name a new folder, or open the collection in it")
 
 
 __all__ = ["ID", "Change", "Compaction", "Segment", "Snapshot", "Store", "is_store"]

@@ -7,7 +7,9 @@ are gone are masked. An index that is behind is slower, never wrong; `IndexState
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +17,26 @@ from typing import Any
 import numpy as np
 
 from vecmill.core import durable
-from vecmill.core.errors import InputError
+from vecmill.core.errors import InputError, StorageError
 from vecmill.core.types import IntArray, Mask, Metric, Neighbors, Vectors
 from vecmill.core.vectors import merged
 from vecmill.index.base import Candidates
 from vecmill.index.build import calibrate
+from vecmill.index.catalogue import NAME
 from vecmill.index.codes import Codec, Codes, codec_from_bytes
 from vecmill.index.exact import search_originals
 from vecmill.index.rescored import RescoredIndex
+from vecmill.index.segments import damaged
 from vecmill.index.settings import IndexKind, IndexSettings, Measured
-from vecmill.index.sidecars import read_sidecar, write_sidecar
+from vecmill.index.sidecars import is_there, read_sidecar, write_sidecar
 from vecmill.index.snapshot import Segment, Snapshot
 from vecmill.index.storage import SIDECARS, Store
 
 _KEPT_ROWS = 1024
 """Codes of smaller segments are made when the collection is opened: quicker than a file for each."""
+
+_BY_LENGTH = (Metric.COSINE, Metric.DOT, Metric.EUCLIDEAN)
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,17 +77,16 @@ class SnapshotIndex:
         self._covered: Mask | None = None
         self._candidates: Candidates | None = None
         self._found: RescoredIndex | None = None
+        self._graph: tuple[IntArray, Candidates] | None = None
         described = snapshot.catalogue.index
-        self.settings = (
-            IndexSettings() if described is None else IndexSettings.from_json(described["settings"])
-        )
+        self.settings = _settings_of(snapshot)
         if described is None or self.settings.is_exact or not len(snapshot):
             return
         same = known is not None and known.snapshot.catalogue.index == described
         if self.settings.kind is IndexKind.FLAT:
-            self._open_codes(described, known if same else None)
+            self._open_codes(_named(snapshot, "codec"), known if same else None)
         else:
-            self._open_graph(described)
+            self._open_graph(_named(snapshot, "graph"), known._graph if same and known is not None else None)
 
     @property
     def metric(self) -> Metric:
@@ -124,41 +130,39 @@ class SnapshotIndex:
         return merged([known, self._exact(queries, k, near, fresh)], k)
 
     def _exact(self, queries: Vectors, k: int, metric: Metric, allowed: Mask | None) -> Neighbors:
-        return search_originals(
-            self.snapshot, queries, k, metric=metric, allowed=allowed, norms=self.snapshot.norms
-        )
+        # Lengths are kept for the next search, but nobody reads all vectors for those of a few.
+        wanted = metric in _BY_LENGTH and (allowed is None or np.count_nonzero(allowed) > 0.5 * len(allowed))
+        norms = self.snapshot.norms if wanted else None
+        return search_originals(self.snapshot, queries, k, metric=metric, allowed=allowed, norms=norms)
 
-    def _open_codes(self, described: dict[str, Any], known: SnapshotIndex | None) -> None:
+    def _open_codes(self, digest: str, known: SnapshotIndex | None) -> None:
         """Load or make the codes of every segment."""
         before = known._candidates if known is not None else None
         at = {} if known is None else _places(known.snapshot)
         if isinstance(before, Codes):
             codec: Codec | None = before.codec
         else:
-            codec = _read_codec(self.snapshot.folder / SIDECARS, described["codec"])
+            codec = _read_codec(self.snapshot.folder / SIDECARS, digest)
         if codec is None:
             _LOG.warning("the codec of %s is missing or damaged: search is exact", self.snapshot.folder)
             return
         pieces = []
         for segment in self.snapshot.segments:
-            if isinstance(before, Codes) and segment.name in at:
-                pieces.append(before.codes(at[segment.name]))
+            if isinstance(before, Codes) and segment.identity in at:
+                pieces.append(before.codes(at[segment.identity]))
                 continue
-            stored = _read_codes(self.snapshot.folder, segment, described["codec"], codec)
+            stored = _read_codes(self.snapshot.folder, segment, digest, codec)
             pieces.append(_encoded(segment, codec) if stored is None else stored)
         codes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         self._found = self._rescored(Codes(codec, codes, metric=self.metric))
 
-    def _open_graph(self, described: dict[str, Any]) -> None:
+    def _open_graph(self, digest: str, known: tuple[IntArray, Candidates] | None) -> None:
         """Load the graph, and find which positions it knows."""
-        where = self.snapshot.folder / SIDECARS / f"graph-{described['graph'][:8]}"
-        payload = read_sidecar(where, {"kind": "graph"})
-        if payload is None or durable.digest_bytes(payload) != described["graph"]:
+        self._graph = _read_graph(self.snapshot, digest, self.settings) if known is None else known
+        if self._graph is None:
             _LOG.warning("the graph of %s is missing or damaged: search is exact", self.snapshot.folder)
             return
-        count = int(described["rows"])
-        rows = np.frombuffer(payload[: 8 * count], "<i8").astype(np.int64)
-        graph = _graph_from_bytes(bytes(payload[8 * count :]), self.settings, str(where))
+        rows, graph = self._graph
         at = np.searchsorted(self.snapshot.rows, rows)
         inside = at < len(self.snapshot)
         inside[inside] = self.snapshot.rows[at[inside]] == rows[inside]
@@ -171,11 +175,6 @@ class SnapshotIndex:
         return RescoredIndex(
             candidates, self.snapshot, metric=self.metric, oversample=self.settings.oversample
         )
-
-    @property
-    def fresh(self) -> int:
-        """Live rows that the graph does not know."""
-        return 0 if self._covered is None else int((self.snapshot.live & ~self._covered).sum())
 
 
 class _Placed:
@@ -269,20 +268,24 @@ def build_index(
         "measured": made.measured.to_json(),
         "reached": made.reached,
         "rows": len(live),
+        "next_row": snapshot.catalogue.next_row,
     }
-    folder = store.path / SIDECARS
     if made.settings.is_exact:
         return _exact(store)
     if isinstance(made.candidates, Codes):
-        data = made.candidates.codec.to_bytes()
-        described["codec"] = durable.digest_bytes(data)
-        write_sidecar(folder / f"codec-{described['codec'][:8]}", {"kind": "codec"}, data)
+        kind, data = "codec", made.candidates.codec.to_bytes()
     else:
+        kind = "graph"
         data = snapshot.rows[live.positions].astype("<i8").tobytes() + made.candidates.to_bytes()  # type: ignore[attr-defined]  # graphs and lists have it
-        described["graph"] = durable.digest_bytes(data)
-        write_sidecar(folder / f"graph-{described['graph'][:8]}", {"kind": "graph"}, data)
-    store.set_index(described)
-    refresh(store)
+    described[kind] = durable.digest_bytes(data)
+    path = store.path / SIDECARS / f"{kind}-{described[kind][:8]}"
+
+    def write() -> None:
+        durable.make_dir(path.parent)
+        write_sidecar(path, {"kind": kind}, data)
+
+    store.set_index(described, write)
+    refresh(store, thorough=True)
     return state_of(store.snapshot())
 
 
@@ -292,59 +295,132 @@ def _exact(store: Store) -> IndexState:
     return state_of(store.snapshot())
 
 
-def refresh(store: Store) -> int:
+def refresh(store: Store, *, thorough: bool = False) -> int:
     """Write the codes of segments that have none on disk, and remove sidecars nobody needs.
 
+    What fails is noted in the log: the collection is right without them, they only make opening it quicker.
+
+    Args:
+        store: The collection.
+        thorough: Compare what is there with its digest too; otherwise only what it begins with.
+
     Returns:
-        Files written. The collection is right without them: they only make opening it quicker.
+        Files written.
     """
+    try:
+        return _refreshed(store, thorough=thorough)
+    except StorageError as error:
+        _LOG.warning("the sidecars of %s were not written: %s", store.path, error)
+        return 0
+
+
+def _refreshed(store: Store, *, thorough: bool) -> int:
     snapshot = store.snapshot()
     folder = store.path / SIDECARS
+    durable.make_dir(folder)
     described = snapshot.catalogue.index or {}
-    wanted = {f"graph-{described['graph'][:8]}"} if "graph" in described else set()
-    written = 0
-    codec = _read_codec(folder, described["codec"]) if "codec" in described else None
-    if codec is not None:
-        wanted.add(f"codec-{described['codec'][:8]}")
-        for segment in snapshot.segments:
-            if len(segment) < _KEPT_ROWS:
-                continue
-            wanted.add(f"{segment.name}.codes")
-            if _read_codes(store.path, segment, described["codec"], codec) is None:
-                write_sidecar(
-                    folder / f"{segment.name}.codes",
-                    _codes_described(segment, described["codec"]),
-                    _encoded(segment, codec).data,
-                )
-                written += 1
-    durable.remove_leftovers(folder)
-    for path in sorted(folder.iterdir()):
-        ours = path.name.startswith(("graph-", "codec-")) or path.suffix == ".codes"
-        if ours and path.name not in wanted:
-            durable.remove(path)
+    codec = _read_codec(folder, _named(snapshot, "codec")) if "codec" in described else None
+    written = 0 if codec is None else _write_codes(snapshot, described["codec"], codec, thorough=thorough)
+    if any(path.name not in _wanted(snapshot) for path in folder.iterdir()):
+        with store.alone() as now:  # nobody publishes an index meanwhile whose files would look unneeded
+            durable.remove_leftovers(folder)
+            for path in sorted(folder.iterdir()):
+                ours = path.name.startswith(("graph-", "codec-")) or path.suffix == ".codes"
+                if ours and path.name not in _wanted(now):
+                    durable.remove(path)
     return written
 
 
+def _write_codes(snapshot: Snapshot, digest: str, codec: Codec, *, thorough: bool) -> int:
+    written = 0
+    for segment in snapshot.segments:
+        if len(segment) < _KEPT_ROWS:
+            continue
+        said = _codes_described(segment, digest)
+        path = snapshot.folder / SIDECARS / f"{segment.name}.codes"
+        sound = is_there(path, said, len(segment) * codec.size_bytes)
+        if thorough:
+            sound = sound and _read_codes(snapshot.folder, segment, digest, codec) is not None
+        if not sound:
+            write_sidecar(path, said, _encoded(segment, codec).data)
+            written += 1
+    return written
+
+
+def _wanted(snapshot: Snapshot) -> set[str]:
+    """Return the names of the sidecars that belong to a snapshot."""
+    described = snapshot.catalogue.index or {}
+    wanted = {f"{kind}-{described[kind][:8]}" for kind in ("graph", "codec") if kind in described}
+    if "codec" in described:
+        wanted |= {f"{one.name}.codes" for one in snapshot.segments if len(one) >= _KEPT_ROWS}
+    return wanted
+
+
 def state_of(snapshot: Snapshot) -> IndexState:
-    """Return what index a snapshot has and how well it fits."""
+    """Return what index a snapshot has and how well it fits. Reads no sidecar.
+
+    Raises:
+        CorruptFileError: The catalogue says of its index what cannot be.
+    """
     described = snapshot.catalogue.index
-    rows = snapshot.catalogue.live
+    settings, rows = _settings_of(snapshot), snapshot.catalogue.live
     if described is None:
-        return IndexState(IndexSettings(), None, reached=True, rows=rows, fresh=0)
-    index = SnapshotIndex(snapshot)
-    return IndexState(
-        index.settings,
-        Measured.from_json(described["measured"]),
-        bool(described["reached"]),
-        int(described["rows"]),
-        index.fresh,
-    )
+        return IndexState(settings, None, reached=True, rows=rows, fresh=0)
+    fresh = 0
+    with _believing(snapshot):
+        if settings.kind is not IndexKind.FLAT:
+            first = int(np.searchsorted(snapshot.rows, int(described["next_row"])))
+            fresh = int(np.count_nonzero(snapshot.live[first:]))
+        measured = Measured.from_json(described["measured"])
+        return IndexState(settings, measured, bool(described["reached"]), int(described["rows"]), fresh)
 
 
-def _places(snapshot: Snapshot) -> dict[str, slice]:
+@contextmanager
+def _believing(snapshot: Snapshot) -> Iterator[None]:
+    """Say which file it is whose description of an index makes no sense."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(
+            snapshot.folder / NAME, f"it says of the index what cannot be ({error or type(error).__name__})"
+        ) from error
+
+
+def _settings_of(snapshot: Snapshot) -> IndexSettings:
+    described = snapshot.catalogue.index
+    with _believing(snapshot):
+        return IndexSettings() if described is None else IndexSettings.from_json(described["settings"])
+
+
+def _named(snapshot: Snapshot, kind: str) -> str:
+    """Return the digest of the codec or the graph that the catalogue names."""
+    digest = (snapshot.catalogue.index or {}).get(kind)
+    with _believing(snapshot):
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ValueError(f"no digest of its {kind}")
+    return digest
+
+
+def _read_graph(
+    snapshot: Snapshot, digest: str, settings: IndexSettings
+) -> tuple[IntArray, Candidates] | None:
+    """Return the row numbers a graph knows, and the graph; None where it is missing or damaged."""
+    where = snapshot.folder / SIDECARS / f"graph-{digest[:8]}"
+    payload = read_sidecar(where, {"kind": "graph"})
+    if payload is None or durable.digest_bytes(payload) != digest:
+        return None
+    with _believing(snapshot):
+        count = int((snapshot.catalogue.index or {})["rows"])
+        if not 0 <= 8 * count <= len(payload):
+            raise ValueError(f"{count} rows")
+    rows = np.frombuffer(payload[: 8 * count], "<i8").astype(np.int64)
+    return rows, _graph_from_bytes(bytes(payload[8 * count :]), settings, str(where))
+
+
+def _places(snapshot: Snapshot) -> dict[tuple[str, str, str], slice]:
     """Return the positions of each segment."""
     return {
-        segment.name: slice(int(start), int(start) + len(segment))
+        segment.identity: slice(int(start), int(start) + len(segment))
         for segment, start in zip(snapshot.segments, snapshot.starts, strict=False)
     }
 
@@ -357,7 +433,14 @@ def _read_codec(folder: Path, digest: str) -> Codec | None:
 
 
 def _codes_described(segment: Segment, codec: str) -> dict[str, Any]:
-    return {"kind": "codes", "segment": segment.name, "rows": len(segment), "codec": codec}
+    _, vectors, _ = segment.identity
+    return {
+        "kind": "codes",
+        "segment": segment.name,
+        "rows": len(segment),
+        "vectors": vectors,
+        "codec": codec,
+    }
 
 
 def _read_codes(folder: Path, segment: Segment, digest: str, codec: Codec) -> Any | None:
