@@ -17,15 +17,13 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+
+from vecmill.bench.worker import answers, peak_bytes, pin, say, version_of
 
 SYSTEMS = {
     "argpartition": "search_peers:Argpartition",
@@ -46,18 +44,17 @@ SYSTEMS = {
 
 def serve(system_class: type[Any], options: dict[str, Any], requests: TextIO, replies: TextIO) -> None:
     """Load the vectors, build, say what that took, then answer requests until the pipe ends."""
-    if options["cores"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, options["cores"])
+    pin(options["cores"])
     mapped = options.get("mapped")
     vectors = np.load(options["vectors"], mmap_mode="r" if mapped else None, allow_pickle=False)
-    loaded = _rss()
+    loaded = peak_bytes()
     wall, cpu = time.perf_counter(), time.process_time()
     system = system_class(vectors, options)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    versions = {package: _version(package) for package in system.packages} | getattr(system, "versions", {})
+    versions = {package: version_of(package) for package in system.packages} | getattr(system, "versions", {})
     ready = {"build_wall": wall, "build_cpu": cpu, "loaded_bytes": loaded, "versions": versions}
     size = getattr(system, "size_bytes", None)
-    _say(replies, {**ready, "cpu": cpu, "rss_bytes": _rss(), "size_bytes": size})
+    say(replies, {**ready, "cpu": cpu, "rss_bytes": peak_bytes(), "size_bytes": size})
     try:
         _answer(system, options["k"], requests, replies)
     finally:
@@ -70,7 +67,7 @@ def _answer(system: Any, k: int, requests: TextIO, replies: TextIO) -> None:
         request = json.loads(line)
         if request["do"] == "save":
             np.save(request["to"], rows)
-            _say(replies, {"saved": len(rows)})
+            say(replies, {"saved": len(rows)})
             continue
         queries = np.load(request["queries"], allow_pickle=False)[: request["count"]]
         if hasattr(system, "set"):
@@ -80,7 +77,7 @@ def _answer(system: Any, k: int, requests: TextIO, replies: TextIO) -> None:
             cpu, wall = time.process_time(), time.perf_counter()
             rows = system.search(queries, k)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            _say(replies, {"wall": wall, "cpu": cpu, "rss_bytes": _rss()})
+            say(replies, {"wall": wall, "cpu": cpu, "rss_bytes": peak_bytes()})
         else:
             found, took = [], []
             system.search(queries[:1], k)  # a setting just changed: what follows from it is done once
@@ -91,47 +88,12 @@ def _answer(system: Any, k: int, requests: TextIO, replies: TextIO) -> None:
                 took.append(time.perf_counter() - began)
             cpu = time.process_time() - cpu
             rows = np.concatenate(found)
-            _say(replies, {"wall": sum(took), "cpu": cpu, "rss_bytes": _rss(), "each": took})
-
-
-def _rss() -> int | None:
-    """Return the most memory the process ever held.
-
-    Linux counts into ru_maxrss what the process that started this one held; its status file does not.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("ascii", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _version(package: str) -> str:
-    if package == "vecmill":
-        from vecmill._version import __version__
-
-        return __version__
-    try:
-        return version(package)
-    except ImportError:
-        return "absent"
-
-
-def _say(replies: TextIO, message: Mapping[str, Any]) -> None:
-    replies.write(json.dumps(message) + "\n")
-    replies.flush()
+            say(replies, {"wall": sum(took), "cpu": cpu, "rss_bytes": peak_bytes(), "each": took})
 
 
 def main() -> None:
     """Serve the system that the command line names, over the pipes."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever libraries print must not reach the pipe
+    replies = answers()
     module, _, name = SYSTEMS[sys.argv[1]].partition(":")
     system = getattr(importlib.import_module(f"vecmill.bench.{module}"), name)
     serve(system, json.loads(sys.argv[2]), sys.stdin, replies)

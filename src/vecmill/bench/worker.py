@@ -150,8 +150,8 @@ def serve(system_class: type[Any], options: dict[str, Any], requests: TextIO, re
     system = system_class(options)
     prepare = getattr(system, "prepare", list)
     system.embed(prepare([options["first"]]))
-    versions = {package: _version(package) for package in system.packages}
-    _say(replies, {"ready": True, "cpu": time.process_time(), "rss_bytes": _rss(), "versions": versions})
+    versions = {package: version_of(package) for package in system.packages}
+    say(replies, {"ready": True, "cpu": time.process_time(), "rss_bytes": peak_bytes(), "versions": versions})
     vectors = np.empty((0, 0), np.float32)
     for line in requests:
         request = json.loads(line)
@@ -161,10 +161,10 @@ def serve(system_class: type[Any], options: dict[str, Any], requests: TextIO, re
             vectors = system.embed(texts)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             tokens = getattr(system, "tokens", None)
-            _say(replies, {"wall": wall, "cpu": cpu, "rss_bytes": _rss(), "tokens": tokens})
+            say(replies, {"wall": wall, "cpu": cpu, "rss_bytes": peak_bytes(), "tokens": tokens})
         else:
             np.save(request["to"], vectors)
-            _say(replies, {"saved": len(vectors)})
+            say(replies, {"saved": len(vectors)})
 
 
 def pin(cores: list[int] | None) -> None:
@@ -173,8 +173,16 @@ def pin(cores: list[int] | None) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def _rss() -> int | None:
-    """Return the most memory the process ever held."""
+def peak_bytes() -> int | None:
+    """Return the most memory the process ever held.
+
+    Linux counts into ru_maxrss what the process that started this one held; its status file does not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return None
     import resource
@@ -183,7 +191,8 @@ def _rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of a package, "source" where it is not installed."""
     if package == "vecmill":
         from vecmill._version import __version__
 
@@ -194,15 +203,22 @@ def _version(package: str) -> str:
         return "source"
 
 
-def _say(replies: TextIO, message: dict[str, Any]) -> None:
+def say(replies: TextIO, message: Mapping[str, Any]) -> None:
+    """Write one line of the conversation."""
     replies.write(json.dumps(message) + "\n")
     replies.flush()
 
 
+def answers() -> TextIO:
+    """Return the pipe that is standard output, and send to standard error what libraries print."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
 def main(systems: Mapping[str, type[Any]] = SYSTEMS) -> None:
     """Serve the system that the command line names, over the pipes."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever libraries print must not reach the pipe
+    replies = answers()
     serve(systems[sys.argv[1]], json.loads(sys.argv[2]), sys.stdin, replies)
 
 
