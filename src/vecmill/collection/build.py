@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -86,8 +87,8 @@ def build_collection(
     """Build a collection or a table in PostgreSQL from a vector set, and its index.
 
     Memory: a batch of rows; the index takes what its kind takes. A folder is made beside and renamed, so a
-    build that dies leaves nothing under the name. To replace an old one (`overwrite`), that is removed when
-    the new one is whole.
+    build that dies leaves nothing under the name. An old one (`overwrite`) is moved aside when the new one is
+    whole, and removed after that; a link stays one, and what it points to is replaced.
 
     Args:
         source_set: A vector set, ours or from elsewhere.
@@ -125,7 +126,7 @@ def build_collection(
     if "://" in str(target):
         raise InputError(f"{target}: a collection is a local folder, or a postgresql:// URL")
     return _build_folder(
-        stream, Path(target).absolute(), kept, metric, settings, originals, overwrite, progress, told
+        stream, Path(os.path.realpath(target)), kept, metric, settings, originals, overwrite, progress, told
     )
 
 
@@ -189,18 +190,49 @@ def _build_folder(
 ) -> Built:
     durable.make_dir(folder.parent)
     with durable.lock(folder.with_name(f".{folder.name}.vecmill-lock"), what=str(folder)):
+        _restore(folder)
         _ensure_free(folder, overwrite=overwrite)
-        new = f"{folder.name}.new"  # another name than that of what replacing the old one leaves
-        durable.remove_leftovers(folder.parent, new)
-        beside = folder.with_name(f".{new}.{secrets.token_hex(6)}{durable.TEMP_SUFFIX}")
+        durable.remove_leftovers(folder.parent, f"{folder.name}.new")
+        beside = _beside(folder, "new", secrets.token_hex(6))
         try:
             made = _filled(stream, beside, columns, metric, settings, originals, progress, told)
-            if folder.exists():
-                durable.remove_tree(folder)  # in one rename; the new one is whole beside it
-            durable.rename(beside, folder)
+            _put(beside, folder)
         finally:
             durable.remove_tree(beside)
     return replace(made, target=str(folder))
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Let a new collection take the place of an old one: two renames, between them it is missing.
+
+    A crash between them leaves both beside, whole; `_restore` then brings the old one back.
+    """
+    old = _beside(folder, "old", secrets.token_hex(6))
+    replaced = is_store(folder)
+    try:
+        if replaced:
+            durable.rename(folder, old)
+        else:
+            durable.remove_tree(folder)  # it is empty
+        durable.rename(made, folder)
+    except BaseException:
+        if is_store(old) and not folder.exists():
+            durable.rename(old, folder)
+        raise
+    durable.remove_tree(old)
+
+
+def _restore(folder: Path) -> None:
+    """Bring back a collection that a crash moved aside, and remove one whose successor is in its place."""
+    start = f".{folder.name}.old."
+    left = [path for path in folder.parent.iterdir() if path.name.startswith(start) and is_store(path)]
+    if left and not folder.exists():
+        durable.rename(left[0], folder)
+    durable.remove_leftovers(folder.parent, f"{folder.name}.old")
+
+
+def _beside(folder: Path, role: str, mark: str) -> Path:
+    return folder.with_name(f".{folder.name}.{role}.{mark}{durable.TEMP_SUFFIX}")
 
 
 def _filled(

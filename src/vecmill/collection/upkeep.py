@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +121,7 @@ def delete_items(path: str | Path, *, ids: Sequence[Id] = (), where: str | None 
         done = store.delete(chosen[start : start + _AT_ONCE])
         deleted += done.deleted
         missing += done.missing
-    numbers = {int(one): one for one in missing if isinstance(one, str) and _is_number(one)}
+    numbers = {int(one): one for one in missing if _is_number(one)}
     if numbers:
         again = store.delete(list(numbers))
         deleted += again.deleted
@@ -281,7 +282,10 @@ def _passing(store: Store, where: str) -> list[Id]:
 
 
 def _is_number(one: Any) -> bool:
-    return isinstance(one, str) and one.removeprefix("-").isascii() and one.removeprefix("-").isdigit()
+    """Say whether a text is a whole number as ids have them: of 64 bits, and written as they are shown."""
+    if not isinstance(one, str) or not re.fullmatch(r"0|-?[1-9][0-9]{0,18}", one):
+        return False
+    return -(1 << 63) <= int(one) < 1 << 63
 
 
 def _size(path: Path) -> int:

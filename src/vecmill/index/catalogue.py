@@ -207,6 +207,8 @@ def _missing(folder: Path) -> InputError:
 def _parsed(values: dict[str, Any], path: Path) -> Catalogue:
     """Turn JSON into what it stands for; whatever is wrong raises."""
     manifest = values["manifest"]
+    if not isinstance(values["segments"], list):
+        raise TypeError("segments that are no list")
     return Catalogue(
         dimensions=_whole(values["dimensions"], 1, MOST_DIMENSIONS),
         metric=Metric(values["metric"]),
@@ -242,6 +244,8 @@ def _ensure_possible(catalogue: Catalogue) -> None:
         if entry.first_row <= before:
             raise ValueError(f"rows of segment {entry.name} that overlap those before")
         before = entry.last_row
+        if int(entry.name) >= catalogue.next_segment:
+            raise ValueError(f"next_segment {catalogue.next_segment} beside segment {entry.name}")
     if before >= catalogue.next_row:
         raise ValueError(f"next_row {catalogue.next_row} after row {before}")
 

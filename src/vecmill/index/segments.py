@@ -248,7 +248,8 @@ def read_items(path: Path, digest: str) -> pa.Table:
     try:
         items = pa.ipc.open_file(pa.py_buffer(data)).read_all()
         items.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        items.schema.names  # noqa: B018 - names are decoded when they are asked for
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(path, f"it is no sound Arrow file ({type(error).__name__})") from error
     return items
 

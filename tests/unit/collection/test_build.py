@@ -225,10 +225,32 @@ def test_a_build_cut_off_at_any_operation_leaves_no_half_collection(
 def test_an_old_collection_stays_until_the_new_one_is_whole(made: Path, tmp_path: Path) -> None:
     old = new = 0
     for target in cut_builds(made, tmp_path, overwrite=True):
-        if target.exists():
-            columns = Store.open(target).snapshot().columns
-            old, new = old + (columns == ("stars",)), new + (columns != ("stars",))
-        else:
-            assert build_collection(made, target).rows == 28
+        columns = Store.open(target).snapshot().columns
+        old, new = old + (columns == ("stars",)), new + (columns != ("stars",))
+        build_collection(made, target, overwrite=True)
+        assert [path.name for path in target.parent.iterdir()] == ["c"]
     assert old > 10
     assert new
+
+
+def test_a_build_that_dies_between_its_renames_loses_neither_collection(made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "c"
+    build_collection(made, target, columns=["stars"])
+    target.rename(tmp_path / f".c.old.0123456789ab{durable.TEMP_SUFFIX}")
+    with pytest.raises(InputError, match="already"):
+        build_collection(made, target)
+    assert Store.open(target).snapshot().columns == ("stars",)
+    target.rename(tmp_path / f".c.old.0123456789ab{durable.TEMP_SUFFIX}")
+    build_collection(made, target, overwrite=True)
+    assert Store.open(target).snapshot().columns == ("text", "stars")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_replacing_through_a_link_replaces_what_it_points_to(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "c")
+    build_collection(made, tmp_path / "link", columns=["stars"])
+    (tmp_path / "far" / "neighbour").write_text("mine")
+    build_collection(made, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert Store.open(tmp_path / "far" / "c").snapshot().columns == ("text", "stars")
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["c", "neighbour"]

@@ -114,6 +114,9 @@ def test_a_text_means_a_number_only_where_no_text_is_named_so(tmp_path: Path) ->
     assert delete_items(tmp_path / "c", ids=["1", "-3", "9"]).missing == ("9",)
     now = Store.open(tmp_path / "c").snapshot()
     assert now.ids(np.flatnonzero(now.live)) == [1, 2]
+    odd = ["02", "-0", "+2", " 2", "2.0", "9" * 30, str(1 << 63), "9" * 5000]
+    change = delete_items(tmp_path / "c", ids=odd)
+    assert (change.deleted, change.missing) == (0, tuple(odd)), "2 is not what anybody named"
 
 
 def test_compacting_gives_back_the_space_and_keeps_the_items(there: Path) -> None:
