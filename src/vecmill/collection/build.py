@@ -219,7 +219,7 @@ def _put(made: Path, folder: Path) -> None:
         if is_store(old) and not folder.exists():
             durable.rename(old, folder)
         raise
-    durable.remove_tree(old)
+    durable.remove_leftovers(folder.parent, f"{folder.name}.old")
 
 
 def _restore(folder: Path) -> None:
