@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import operator
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,8 @@ _MAGIC = b"VMCODEC\n"
 _FORMAT = 1
 _DIGEST_BYTES = 16
 _TILE = 1 << 18
+_MOST_DIMENSIONS, _MOST_EXPONENT = 1 << 24, 200
+"""Beyond what vectors in memory and numbers of single precision can have: a file that says so is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,16 @@ def codec_from_bytes(data: bytes, *, where: str = "a codec") -> Codec:
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if not data.startswith(_MAGIC) or hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
         raise CorruptFileError(f"{where} is damaged: its {len(data)} bytes do not match their digest")
+    try:
+        return _read(body, where)
+    except (InputError, ValueError, TypeError, LookupError, struct.error) as error:
+        raise CorruptFileError(
+            f"{where} is no codec vecmill wrote ({error}); make the codes again"
+        ) from error
+
+
+def _read(body: bytes, where: str) -> Codec:
+    """Read what the digest vouches for; nothing is allocated that the bytes do not hold."""
     (length,) = struct.unpack_from("<I", body, len(_MAGIC))
     start = len(_MAGIC) + 4
     header = json.loads(body[start : start + length])
@@ -315,12 +329,18 @@ def codec_from_bytes(data: bytes, *, where: str = "a codec") -> Codec:
         )
     arrays, at = {}, start + length
     for name, dtype, shape in header["arrays"]:
-        value = np.frombuffer(body, dtype, int(np.prod(shape)), at).reshape(shape)
+        if min(shape, default=1) < 1:
+            raise ValueError(f"{name} has shape {shape}")
+        value = np.frombuffer(body, dtype, math.prod(shape), at).reshape(shape)
         arrays[name] = value.astype(value.dtype.newbyteorder("="))
         at += value.nbytes
-    spec = CodeSpec(**header["spec"])
-    quantizer = _restored(spec, arrays, spec.shorten or header["dimensions"])
-    return Codec(spec, Metric(header["metric"]), header["dimensions"], header["exponent"], quantizer)
+    spec, dimensions, exponent = CodeSpec(**header["spec"]), header["dimensions"], header["exponent"]
+    if not 1 <= (spec.shorten or 1) <= operator.index(dimensions) <= _MOST_DIMENSIONS:
+        raise ValueError(f"{dimensions} dimensions, shortened to {spec.shorten}")
+    if not -_MOST_EXPONENT <= operator.index(exponent) <= _MOST_EXPONENT:
+        raise ValueError(f"exponent {exponent}")
+    quantizer = _restored(spec, arrays, spec.shorten or dimensions)
+    return Codec(spec, Metric(header["metric"]), dimensions, exponent, quantizer)
 
 
 def _restored(spec: CodeSpec, arrays: dict[str, npt.NDArray[Any]], width: int) -> Quantizer:
@@ -330,8 +350,19 @@ def _restored(spec: CodeSpec, arrays: dict[str, npt.NDArray[Any]], width: int) -
         case Precision.FLOAT16:
             return Half(width)
         case Precision.INT8:
+            _ensure_shape(arrays["offset"], (1,), (width,))
+            _ensure_shape(arrays["step"], arrays["offset"].shape)
             return Int8(arrays["offset"], arrays["step"], width)
         case Precision.BINARY:
+            _ensure_shape(arrays["mean"], (1,), (width,))
             return Bits(arrays["mean"], float(arrays["spread"][0]), float(arrays["excess"][0]), width)
         case Precision.PQ:
+            _, _, size = arrays["centroids"].shape
+            _ensure_shape(arrays["centroids"], (-(-width // size), 1 << spec.bits, size))
             return Product(arrays["centroids"], width)
+
+
+def _ensure_shape(values: npt.NDArray[Any], *shapes: tuple[int, ...]) -> None:
+    """Refuse a table of another shape, or of anything but finite numbers of single or double precision."""
+    if values.shape not in shapes or values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise ValueError(f"an array of {values.dtype} has shape {values.shape}, not {shapes[-1]}")

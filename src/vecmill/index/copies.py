@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from vecmill.core.errors import CorruptFileError
 from vecmill.core.types import IntArray, Mask, Vectors
 
 Hashes = npt.NDArray[np.uint64]
@@ -84,6 +86,31 @@ class Copies:
         out = np.full((q, count), -1, np.int64)
         out[at[kept] // max(c, 1), place[kept]] = self.members[(self.starts[flat[at]] + within)[kept]]
         return out
+
+
+def copies_of(arrays: Sequence[IntArray], rows: int, where: str) -> Copies:
+    """Return the copies that were kept as `members` and `starts`.
+
+    Args:
+        arrays: The two, as they were read.
+        rows: Rows there must be, each of one vector.
+        where: Names them in messages.
+
+    Raises:
+        CorruptFileError: They are not copies of so many rows.
+    """
+    if len(arrays) == 2:
+        members, starts = arrays
+        begins_and_ends = len(starts) > 1 and starts[0] == 0 and starts[-1] == rows
+        if begins_and_ends and (np.diff(starts) > 0).all() and _is_each_once(members, rows):
+            return Copies(members, starts)
+    raise CorruptFileError(f"{where} does not say which of its {rows:,} rows are equal; build it again")
+
+
+def _is_each_once(members: IntArray, rows: int) -> bool:
+    if len(members) != rows or not ((members >= 0) & (members < rows)).all():
+        return False
+    return bool((np.bincount(members, minlength=rows) == 1).all())
 
 
 def hashes_of(vectors: Vectors) -> Hashes:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import struct
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeGuard, cast
@@ -34,6 +37,13 @@ _FARTHEST = np.float32(2.0**20)
 _MAGIC = b"vmfaiss\n"
 _VERSION = 1
 _HEAD = struct.Struct("<8sIIQ32s")  # magic, version, bytes of the header, of the body, digest
+
+_MOST_EXPONENT = 200  # more than numbers of single precision have
+
+_MOST_TIMES_ITS_SIZE = 256
+"""A table computed while reading is larger than the centres it is of: with pq up to 256 codes a component."""
+
+_READING = threading.Lock()
 
 
 def load_faiss() -> ModuleType:
@@ -259,27 +269,71 @@ def unframed(data: bytes | memoryview, where: str) -> tuple[dict[str, Any], list
     text, body = view[_HEAD.size : _HEAD.size + text_size], view[_HEAD.size + text_size :]
     if _digest(text, body) != digest:
         raise CorruptFileError(f"{where} is damaged: its checksum does not match; build it again")
-    header = json.loads(bytes(text))
-    arrays, at = [], 0
-    for length in header["arrays"]:
-        arrays.append(np.frombuffer(body, "<i8", length, at).astype(np.int64))
-        at += 8 * length
+    try:
+        header, arrays, at = json.loads(bytes(text)), [], 0
+        for length in header["arrays"]:
+            if operator.index(length) < 0:
+                raise ValueError(f"an array of {length} numbers")
+            arrays.append(np.frombuffer(body, "<i8", length, at).astype(np.int64))
+            at += arrays[-1].nbytes
+        settings, d = IndexSettings.from_json(header["settings"]), header["dimensions"]
+        groups = settings.pq_parts or 1 if settings.precision is Precision.PQ else 1
+        if not max(settings.shorten or 1, groups) <= operator.index(d):
+            raise ValueError(f"{settings} of {d} dimensions")
+        if operator.index(header["rows"]) < 0 or abs(operator.index(header["exponent"])) > _MOST_EXPONENT:
+            raise ValueError(f"{header['rows']} rows, exponent {header['exponent']}")
+        Metric(header["metric"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise CorruptFileError(f"{where} is no index vecmill wrote ({error}); build it again") from error
     return header, arrays, body[at:]
 
 
-def revived(payload: memoryview, where: str) -> Any:
+def revived(payload: memoryview, where: str, *, rows: int, dimensions: int) -> Any:
     """Return faiss's index of checked bytes.
 
+    Args:
+        payload: As `unframed` returned it.
+        where: Names it in messages.
+        rows: Vectors it must hold.
+        dimensions: Components they must have, as faiss sees them.
+
     Raises:
+        CorruptFileError: It holds others.
         FormatVersionError: This faiss does not read what that one wrote.
     """
     faiss = load_faiss()
     try:
-        return faiss.deserialize_index(np.frombuffer(payload, np.uint8))
-    except RuntimeError as error:
+        with _allocating_at_most(_MOST_TIMES_ITS_SIZE * len(payload)):
+            index = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
+    except (RuntimeError, MemoryError) as error:
         raise FormatVersionError(
             f"{where}: faiss {faiss.__version__} cannot read it ({error}); build it again"
         ) from error
+    if (index.ntotal, index.d) != (rows, dimensions):
+        raise CorruptFileError(
+            f"{where} holds {index.ntotal:,} vectors of {index.d} dimensions, not the {rows:,} of "
+            f"{dimensions} it says; build it again"
+        )
+    return index
+
+
+@contextmanager
+def _allocating_at_most(size: int) -> Iterator[None]:
+    """Let faiss reserve no more bytes for a table, whatever a file says, where this faiss can be told so.
+
+    The limit is one of the process: reading takes turns.
+    """
+    faiss = load_faiss()
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    with _READING:
+        before = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(min(size, before) if before else size)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before)
 
 
 def ensure_kind(settings: IndexSettings, kind: IndexKind) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vecmill.core.errors import InputError
 from vecmill.core.types import IntArray, Mask, Metric, Precision, Vectors
 from vecmill.index.base import Originals
-from vecmill.index.copies import Copies, copies_in, hashes_of
+from vecmill.index.copies import Copies, copies_in, copies_of, hashes_of
 from vecmill.index.faiss_candidates import (
     BLOCK_ROWS,
     Preparation,
@@ -242,9 +242,16 @@ class HnswGraph:
         header, arrays, payload = unframed(data, where)
         stored = IndexSettings.from_json(header["settings"])
         used = ensure_same_make(stored, settings, IndexKind.HNSW, ("m", "ef_construction"), where)
-        copies = Copies(arrays[0], arrays[1]) if arrays else None
+        rows, d = header["rows"], header["dimensions"]
+        copies = copies_of(arrays, rows, where) if arrays else None
+        index = revived(
+            payload,
+            where,
+            rows=rows if copies is None else len(copies),
+            dimensions=compared_dimensions(d, used),
+        )
         prepared = Preparation(Metric(header["metric"]), used.shorten, header["exponent"])
-        return cls(revived(payload, where), used, prepared, header["dimensions"], copies)
+        return cls(index, used, prepared, d, copies)
 
 
 def _empty(d: int, settings: IndexSettings, metric: int) -> Any:

@@ -214,18 +214,19 @@ class IvfLists:
         header, _, payload = unframed(data, where)
         stored = IndexSettings.from_json(header["settings"])
         used = ensure_same_make(stored, settings, IndexKind.IVF, ("nlist", "pq_parts", "pq_bits"), where)
+        d = compared_dimensions(header["dimensions"], used)
+        if used.precision is Precision.PQ:
+            d = _pq_width(d, used)[1]
+        index = revived(payload, where, rows=header["rows"], dimensions=d)
         prepared = Preparation(Metric(header["metric"]), used.shorten, header["exponent"])
-        return cls(revived(payload, where), used, prepared, header["dimensions"])
+        return cls(index, used, prepared, header["dimensions"])
 
 
 def _empty(d: int, nlist: int, settings: IndexSettings, metric: int) -> Any:
     """Make lists without centres. For pq the width grows to a multiple of the groups, filled with zeros."""
     faiss = load_faiss()
     if settings.precision is Precision.PQ:
-        parts = settings.pq_parts or max(1, d // 4)
-        if parts > d:
-            raise InputError(f"pq_parts is {parts}, but there are {d} components; a group has at least one")
-        wide = -(-d // parts) * parts
+        parts, wide = _pq_width(d, settings)
         centres = faiss.IndexFlat(wide, metric)
         if settings.pq_bits == 4:
             index = faiss.IndexIVFPQFastScan(centres, wide, nlist, parts, 4, metric)
@@ -239,6 +240,14 @@ def _empty(d: int, nlist: int, settings: IndexSettings, metric: int) -> Any:
     quantizer = faiss.ScalarQuantizer
     kind = quantizer.QT_8bit if settings.precision is Precision.INT8 else quantizer.QT_fp16
     return faiss.IndexIVFScalarQuantizer(centres, d, nlist, kind, metric)
+
+
+def _pq_width(d: int, settings: IndexSettings) -> tuple[int, int]:
+    """Return the groups of components, and d filled up to a multiple of them."""
+    parts = settings.pq_parts or max(1, d // 4)
+    if parts > d:
+        raise InputError(f"pq_parts is {parts}, but there are {d} components; a group has at least one")
+    return parts, -(-d // parts) * parts
 
 
 def _train(index: Any, some: Vectors, settings: IndexSettings, seed: int) -> None:

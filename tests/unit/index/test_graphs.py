@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +26,8 @@ from vecmill.core.errors import (
 from vecmill.core.extras import installed, require
 from vecmill.core.types import Metric
 from vecmill.core.vectors import nearest
+from vecmill.index.copies import copies_of
+from vecmill.index.faiss_candidates import revived, unframed
 from vecmill.index.hnsw import HnswGraph
 from vecmill.index.ivf import IvfLists, lists_for
 from vecmill.index.originals import ArrayOriginals
@@ -307,6 +312,66 @@ def test_any_flipped_or_missing_byte_is_found_before_faiss_reads(vectors: Float3
     for short in (b"", data[:7], data[:40], data[:-1], data + b"\0"):
         with pytest.raises(CorruptFileError, match=r"films\.graph"):
             read(short, KINDS[kind])
+
+
+def forged(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Change the header and digest it again, as whoever wants to do harm would."""
+    header, _, _ = unframed(data, "sound bytes")
+    (body_size,) = struct.unpack_from("<Q", data, 16)
+    change(header)
+    text, body = json.dumps(header).encode(), data[-body_size:]
+    digest = hashlib.blake2b(struct.pack("<IQ", len(text), len(body)) + text + body, digest_size=32).digest()
+    return data[:12] + struct.pack("<IQ", len(text), len(body)) + digest + text + body
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf pq"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arrays": [1 << 50]},
+        {"arrays": [-1]},
+        {"arrays": "all"},
+        {"dimensions": 7},
+        {"dimensions": "7"},
+        {"rows": N - 1},
+        {"rows": -1},
+        {"exponent": "a"},
+        {"exponent": 10**9},
+        {"metric": "nearness"},
+        {"settings": []},
+        {"settings": {"kind": "flat"}},
+        {"settings": {"kind": "hnsw", "shorten": 3}},
+        {"settings": {"kind": "hnsw", "shorten": 1 << 20}},
+    ],
+    ids=str,
+)
+def test_a_forged_header_is_refused(vectors: Float32Array, kind: str, change: dict[str, Any]) -> None:
+    data = made(vectors, KINDS[kind]).to_bytes()
+    with pytest.raises(CorruptFileError):
+        read(forged(data, lambda header: header.update(change)), KINDS[kind])
+
+
+@pytest.mark.parametrize("members", [[0, 0, 1], [0, 1, 3], [0, 1, -1], [0, 1]])
+def test_copies_that_cannot_be_are_refused(members: list[int]) -> None:
+    with pytest.raises(CorruptFileError, match="which of its 3 rows are equal"):
+        copies_of([np.array(members), np.array([0, 2, 3])], 3, "films.graph")
+    with pytest.raises(CorruptFileError, match="which of its 3 rows are equal"):
+        copies_of([np.array([0, 1, 2]), np.array([0, 3, 2, 3])], 3, "films.graph")
+
+
+def test_faiss_reserves_no_more_than_a_file_can_need(vectors: Float32Array) -> None:
+    faiss = require("faiss", extra="ann")
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        pytest.skip("this faiss knows no such limit")
+    before = faiss.get_deserialization_vector_byte_limit()
+    index = made(vectors, KINDS["hnsw"])
+    _, _, payload = unframed(index.to_bytes(), "sound bytes")
+    sound = bytes(payload)
+    huge = sound.replace(struct.pack("<Q", N * D), struct.pack("<Q", 1 << 36), 1)  # the table of vectors
+    assert huge != sound
+    with pytest.raises(StorageError, match="limit"):
+        revived(memoryview(huge), "films.graph", rows=N, dimensions=D)
+    assert faiss.get_deserialization_vector_byte_limit() == before
 
 
 def test_another_version_is_told_from_damage(vectors: Float32Array) -> None:
