@@ -16,8 +16,8 @@ from vecmill.index.hnsw import HnswGraph
 from vecmill.index.ivf import IvfLists
 from vecmill.index.settings import IndexKind, IndexSettings
 
-_LEARNING_ROWS = 65_536
-"""Vectors a code is learned from."""
+_LEARNING_COMPONENTS, _FEWEST_LEARNED, _MOST_LEARNED = 1 << 24, 16_384, 65_536
+"""Vectors a code is learned from, by their components together: 43,690 of 384 dimensions, 64 MiB."""
 
 _SIGNS = ("hamming", "jaccard")
 
@@ -79,8 +79,8 @@ def _codes(
         parts=settings.pq_parts if is_pq else None,
         bits=settings.pq_bits if is_pq else 4,
     )
-    _, some = sample(originals, _LEARNING_ROWS, seed)
-    codec = fit(some, spec, metric=metric, seed=seed)
+    learned = min(max(_LEARNING_COMPONENTS // originals.dimensions, _FEWEST_LEARNED), _MOST_LEARNED)
+    codec = fit(sample(originals, learned, seed)[1], spec, metric=metric, seed=seed)
     codes = np.empty((len(originals), codec.size_bytes), np.uint8)
     for start, block in blocks(originals):
         codes[start : start + len(block)] = codec.encode(block)

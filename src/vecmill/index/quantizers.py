@@ -30,6 +30,10 @@ rotation gains nothing either.
 """
 
 
+_FIT_COMPONENTS = 1 << 20
+"""Components in double precision at once: 8 MiB."""
+
+
 class Quantizer(Protocol):
     """Bytes for prepared vectors, and back."""
 
@@ -207,13 +211,18 @@ class Bits:
     @classmethod
     def fit(cls, vectors: Vectors, *, plain: bool) -> Bits:
         """Choose what the signs are taken around (zero when `plain`) and the spread."""
-        wide = vectors.astype(np.float64)
         ones = np.mean(vectors > 0.0, axis=0)
-        informative = bool(np.mean(4.0 * ones * (1.0 - ones)) >= _UNINFORMATIVE)
-        mean = np.zeros(1, np.float32) if plain or informative else wide.mean(axis=0).astype(np.float32)
-        wide -= mean
-        squares = np.einsum("ij,ij->i", wide, wide)
-        sums = np.abs(wide).sum(axis=1)
+        if plain or np.mean(4.0 * ones * (1.0 - ones)) >= _UNINFORMATIVE:
+            mean = np.zeros(1, np.float32)
+        else:
+            mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        squares, sums = np.empty(len(vectors)), np.empty(len(vectors))
+        step = max(1, _FIT_COMPONENTS // vectors.shape[1])
+        for start in range(0, len(vectors), step):
+            part = slice(start, start + step)
+            wide = vectors[part].astype(np.float64) - mean
+            squares[part] = np.vecdot(wide, wide)
+            sums[part] = np.abs(wide, out=wide).sum(axis=1)
         ratios = squares[sums > 0.0] / sums[sums > 0.0]
         spread = float(ratios.mean()) if len(ratios) else 1.0
         return cls(mean, spread, float(spread**2 * vectors.shape[1] - squares.mean()), vectors.shape[1])

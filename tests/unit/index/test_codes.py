@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +16,10 @@ from vecmill.core.measure import recall
 from vecmill.core.types import Metric, Precision
 from vecmill.core.vectors import distances, nearest, pair_distances
 from vecmill.index import codec as codec_module
-from vecmill.index import fast_scan
+from vecmill.index import fast_scan, quantizers
 from vecmill.index.base import Candidates
 from vecmill.index.codes import Codec, Codes, CodeSpec, codec_from_bytes, fit
+from vecmill.index.quantizers import Bits
 
 FLOAT_METRICS = [Metric.COSINE, Metric.DOT, Metric.EUCLIDEAN, Metric.MANHATTAN, Metric.CHEBYSHEV]
 SIGN_METRICS = [Metric.HAMMING, Metric.JACCARD]
@@ -397,3 +404,74 @@ def test_real_vectors_are_found_in_56_bytes_and_in_a_quarter(real_vectors: np.nd
         groups = fit(vectors[:5000], CodeSpec(Precision.PQ), metric="cosine")
         assert groups.size_bytes <= 56
         assert reached(groups, 20, engine) >= 0.99
+
+
+def forged(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Change the header of a codec and digest it again, as whoever wants to do harm would."""
+    (length,) = struct.unpack_from("<I", data, 8)
+    header = json.loads(data[12 : 12 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    body = data[:8] + struct.pack("<I", len(text)) + text + data[12 + length : -16]
+    return body + hashlib.blake2b(body, digest_size=16).digest()
+
+
+@pytest.mark.parametrize("precision", ["int8", "binary", "pq"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.update(arrays=[[name, kind, [1 << 40]] for name, kind, _ in header["arrays"]]),
+        lambda header: header.update(arrays=[[name, kind, [-1]] for name, kind, _ in header["arrays"]]),
+        lambda header: header.update(arrays=[[name, "|O", shape] for name, _, shape in header["arrays"]]),
+        lambda header: header.update(arrays=[]),
+        lambda header: header.update(dimensions=1 << 40),
+        lambda header: header.update(dimensions=-3),
+        lambda header: header.update(exponent=10**9),
+        lambda header: header.update(metric="nearness"),
+        lambda header: header.update(format="new"),
+        lambda header: header["spec"].update(bits=7),
+        lambda header: header["spec"].update(shorten=1 << 30),
+        lambda header: header["spec"].update(more=1),
+        lambda header: header.pop("metric"),
+        lambda header: header.clear(),
+    ],
+    ids=[
+        "huge array",
+        "negative shape",
+        "objects",
+        "no arrays",
+        "huge dimensions",
+        "negative dimensions",
+        "exponent",
+        "metric",
+        "format",
+        "bits",
+        "shorten",
+        "unknown field",
+        "missing field",
+        "empty",
+    ],
+)
+def test_a_forged_header_is_refused(precision: str, change: Callable[[dict[str, Any]], object]) -> None:
+    data = fit(clustered(300, 20), CodeSpec(Precision(precision)), metric="cosine").to_bytes()
+    with pytest.raises(CorruptFileError, match=r"films\.codec is no codec"):
+        codec_from_bytes(forged(data, change), where="films.codec")
+
+
+@pytest.mark.parametrize("count", [1, 3, 700])
+def test_bits_are_learned_piece_by_piece_as_at_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(count, 20) + np.float32(3)
+    whole = Bits.fit(vectors, plain=False)
+    monkeypatch.setattr(quantizers, "_FIT_COMPONENTS", 1)
+    pieces = Bits.fit(vectors, plain=False)
+    np.testing.assert_array_equal(pieces.mean, whole.mean)
+    assert (pieces.spread, pieces.excess) == pytest.approx((whole.spread, whole.excess), rel=1e-12)
+
+
+def test_learning_one_bit_codes_takes_little_beside_the_sample() -> None:
+    vectors = clustered(20_000, 256)
+    tracemalloc.start()
+    Bits.fit(vectors, plain=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * vectors.nbytes  # all of it in double precision is twice as much, twice
