@@ -31,8 +31,8 @@ _MARGIN = 1.5
 _LEAST_SHARE = 0.02
 """Below this share of allowed rows, those are looked at one by one."""
 
-_FEW_QUERIES = 16
-"""Up to so many, faiss's loop over rows is faster than decoding once for all queries."""
+_FEW_QUERIES, _FEW_WHOLE_QUERIES = 16, 48
+"""Up to so many, faiss's loop over rows is faster than decoding once for all queries; more whole ones."""
 
 
 def fits(codec: Codec) -> bool:
@@ -190,7 +190,7 @@ class ScalarCodes:
 
     def best(self, asked: Vectors, count: int, rows: IntArray | None) -> IntArray:
         """Name the best rows of each query; see `scans.Held`."""
-        if len(asked) > _FEW_QUERIES:
+        if len(asked) > (_FEW_WHOLE_QUERIES if self._whole else _FEW_QUERIES):
             return scan(self._codec, self, asked, count, rows)
         if self._whole:
             reach = np.abs(asked).max(axis=1, initial=0.0, keepdims=True)

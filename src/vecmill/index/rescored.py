@@ -18,6 +18,12 @@ Float32Array = npt.NDArray[np.float32]
 _FETCHED = 1 << 22
 """Components of originals in memory at once: 16 MiB."""
 
+_MOST_QUERIES, _NAMED = 256, 1 << 20
+"""Queries asked for candidates at once, and candidates named for them: codes are decoded once for all.
+
+The originals of so many need not fit in memory at once.
+"""
+
 _FEW_SURVIVORS = 0.05
 """Where a filter leaves less than this share, its rows are compared one by one."""
 
@@ -114,10 +120,15 @@ class RescoredIndex:
             return self._exact(asked, k, allowed)
         rows = np.empty((len(asked), found), np.int64)
         near = np.empty((len(asked), found), np.float32)
-        step = max(1, _FETCHED // (count * max(1, self.dimensions)))
-        for start in range(0, len(asked), step):
-            part = slice(start, start + step)
-            rows[part], near[part] = self._block(asked[part], found, count, allowed)
+        named_at_once = max(1, min(_MOST_QUERIES, _NAMED // count))
+        fetched_at_once = max(1, _FETCHED // (count * max(1, self.dimensions)))
+        for start in range(0, len(asked), named_at_once):
+            block = asked[start : start + named_at_once]
+            named = self._candidates.candidates(block, count, allowed=allowed)
+            for at in range(0, len(block), fetched_at_once):
+                few = slice(at, at + fetched_at_once)
+                part = slice(start + at, start + at + len(block[few]))
+                rows[part], near[part] = self._judged(block[few], named[few], found, allowed)
         return Neighbors(rows, near, complete=k <= survivors)
 
     def _survivors(self, allowed: Mask | None) -> int:
@@ -133,11 +144,10 @@ class RescoredIndex:
     def _exact(self, asked: Vectors, k: int, allowed: Mask | None) -> Neighbors:
         return search_originals(self._originals, asked, k, metric=self._metric, allowed=allowed)
 
-    def _block(
-        self, asked: Vectors, found: int, count: int, allowed: Mask | None
+    def _judged(
+        self, asked: Vectors, named: IntArray, found: int, allowed: Mask | None
     ) -> tuple[IntArray, Float32Array]:
-        """Answer some queries whose candidates' originals fit in memory."""
-        named = self._candidates.candidates(asked, count, allowed=allowed)
+        """Answer some queries, whose candidates' originals fit in memory, by exact distances."""
         lacking = (named >= 0).sum(axis=1) < found
         if self._metric in (Metric.COSINE, Metric.DOT):
             lacking |= ~asked.any(axis=1)  # a zero query is equally far from all: the first rows

@@ -219,6 +219,24 @@ def test_many_queries_are_answered_in_bounded_memory(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(got.rows[800:], want.rows)
 
 
+def test_candidates_are_named_for_many_queries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescored_module, "_FETCHED", 1)  # the originals of one query at a time
+    vectors = random(600, 16)
+    sizes = list[int]()
+
+    class Counted(Codes):
+        def candidates(self, queries: Vectors, count: int, *, allowed: Mask | None = None) -> IntArray:
+            sizes.append(len(queries))
+            return super().candidates(queries, count, allowed=allowed)
+
+    codec = fit(vectors, CodeSpec(Precision.INT8), metric=Metric.COSINE)
+    counted = Counted(codec, codec.encode(vectors), metric=Metric.COSINE)
+    index = RescoredIndex(counted, ArrayOriginals(vectors), metric=Metric.COSINE, oversample=4.0)
+    found = index.search(vectors[:300], 5)
+    assert sizes == [256, 44]  # codes are decoded twice, not 300 times
+    equal(found, nearest(vectors[:300], vectors, 5, metric=Metric.COSINE))
+
+
 def test_parts_that_do_not_belong_together_raise() -> None:
     candidates, originals = Fixed(np.zeros((1, 1), np.int64), 10, 4), ArrayOriginals(random(10, 4))
     with pytest.raises(InputError, match="10 rows are known by codes, but there are 11"):
