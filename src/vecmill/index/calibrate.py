@@ -4,6 +4,11 @@ Rows of the set itself flatter an index. A graph leads from every row of its own
 neighbours: with ef 32 it found 0.995 of them, but 0.982 of those of rows it did not hold (20,000 captions).
 So the rows asked for are in no graph while it is measured, they and every row equal to them cannot be found,
 and they are added when the measuring is over.
+
+Rows still flatter where queries are unlike them. Calibrated for 0.99 on 30,000 captions, codes, graphs and
+lists found 0.993 to 0.995 of what captions never seen look for, but (all except int8) only 0.78 to 0.90 of
+what news titles do: their neighbours are scattered. Who has queries of the kind that will be asked gives them
+as `asked`; then those are what is measured.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import numpy.typing as npt
 
 from vecmill.core.errors import InputError
 from vecmill.core.types import Mask, Metric, Precision, Vectors
+from vecmill.core.vectors import check
 from vecmill.index.base import Candidates, Originals
 from vecmill.index.construct import build, counting
 from vecmill.index.copies import Hashes, hashes_of
@@ -57,7 +63,7 @@ class Calibration:
     Attributes:
         settings: With oversample, ef, nprobe and nlist as chosen. Exact search where the rows are too few to
             measure anything: `settings.is_exact`.
-        measured: The recall on held-back rows with these settings.
+        measured: The recall with these settings, on held-back rows or on the queries given.
         candidates: The index, over all rows.
         reached: Whether the mean recall is at least the target. If not, the settings are the best found.
         surely: Whether even the lower end of the 95 % interval is.
@@ -91,6 +97,7 @@ def calibrate(
     k: int = 10,
     queries: int = 200,
     seed: int = 0,
+    asked: npt.ArrayLike | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Build an index and choose the least oversample, ef or nprobe that reaches `settings.recall_target`.
@@ -112,41 +119,53 @@ def calibrate(
         k: Neighbours recall is measured at.
         queries: Rows held back, at most a fifth of all.
         seed: Of everything.
+        asked: (q, d) queries of the kind that will be asked, at least 5: measured with in place of rows, none
+            of which is held back then. Without them the recall is that of queries like the rows.
         progress: Told what is being done.
 
     Raises:
         MissingExtraError: hnsw or ivf, and faiss is not installed.
         InputError: There are no vectors, one holds NaN, k or queries is below 1, or the settings do not fit
-            the vectors or the metric.
+            the vectors or the metric, or `asked` holds fewer than 5 queries.
+        DimensionMismatchError: `asked` is of another width.
     """
     if k < 1 or queries < 1:
         raise InputError(f"k is {k} and queries {queries}; both must be at least 1")
     say = progress or (lambda _: None)
     originals = as_originals(vectors)
-    say("holding back rows to ask for")
-    held = None if settings.is_exact else _held_back(originals, metric, k, queries, seed)
-    if held is None:
+    if asked is not None:
+        held = _given(originals, asked, k)
+    else:
+        say("holding back rows to ask for")
+        held = None if settings.is_exact else _held_back(originals, metric, k, queries, seed)
+    if held is None or settings.is_exact:
         return _exact(originals, settings, metric, k, seed, progress)
-    asked, searched = held
-    say(f"searching {len(originals):,} vectors exactly for {len(asked)} of them")
-    truth = search_originals(originals, asked, k, metric=metric, allowed=searched)
+    sought, searched = held
+    whose = "of them" if asked is None else "queries"
+    say(f"searching {len(originals):,} vectors exactly for {len(sought)} {whose}")
+    truth = search_originals(originals, sought, k, metric=metric, allowed=searched)
     made: Candidates
     if settings.kind is IndexKind.HNSW:
         made = HnswGraph.build(
-            originals, settings, metric=metric, seed=seed, progress=counting(progress), leave_out=~searched
+            originals,
+            settings,
+            metric=metric,
+            seed=seed,
+            progress=counting(progress),
+            leave_out=None if asked is not None else ~searched,
         )
     else:
         made = build(originals, settings, metric=metric, seed=seed, progress=progress)
-    trials = _Trials(originals, made, asked, searched, truth.distances, metric, say)
+    trials = _Trials(originals, made, sought, searched, truth.distances, metric, say)
     chosen, shares = _choose(trials, settings)
     final = trials.tuned(chosen)
-    if isinstance(final, HnswGraph):
+    if isinstance(final, HnswGraph) and asked is None:
         say(f"adding the {int((~searched).sum())} rows held back")
         final.complete(originals)
     if isinstance(final, HnswGraph | IvfLists):
         chosen = final.settings
     low, high = recall_interval(shares, k)
-    measured = Measured(float(shares.mean()), low, high, k, len(asked), int(searched.sum()))
+    measured = Measured(float(shares.mean()), low, high, k, len(sought), int(searched.sum()))
     target = settings.recall_target
     return Calibration(chosen, measured, final, reached=measured.recall >= target, surely=low >= target)
 
@@ -198,6 +217,14 @@ def _held_back(
     return some[first], searched
 
 
+def _given(originals: Originals, asked: npt.ArrayLike, k: int) -> tuple[Vectors, Mask] | None:
+    """Check the queries to measure with; all rows may be found. None where exact search costs nothing."""
+    sought = check(asked, dimensions=originals.dimensions, what="asked")
+    if len(sought) < _FEWEST_QUERIES:
+        raise InputError(f"asked holds {len(sought)} queries; give at least {_FEWEST_QUERIES}")
+    return (sought, np.ones(len(originals), np.bool_)) if len(originals) >= 2 * k else None
+
+
 def _equal(hashes: Hashes, to: Hashes) -> Mask:
     """Say which hashes are among others: (n,) bool."""
     found: Mask = np.isin(hashes[:, 0], to[:, 0]) & np.isin(hashes[:, 1], to[:, 1])
@@ -236,7 +263,7 @@ class _Trials:
         self.k = true_distances.shape[1]
         self._originals = originals
         self._asked = asked
-        self._allowed = None if isinstance(candidates, HnswGraph) else searched
+        self._allowed = None if isinstance(candidates, HnswGraph) or searched.all() else searched
         self._limits = true_distances[:, -1:]
         self._metric = metric
         self._say = say

@@ -146,11 +146,13 @@ class IndexSettings:
 class Measured:
     """The recall measured when an index was built, on held-back rows of the data itself.
 
+    It holds for queries like those rows: others may find less, see `calibrate`.
+
     Attributes:
         recall: Mean recall@k over the queries, 0 to 1.
         low, high: Its 95 % interval.
         k: Neighbours looked at.
-        queries: Rows held back and searched for.
+        queries: Rows held back and searched for, or queries given.
         rows: Rows that were searched.
     """
 
@@ -211,7 +213,15 @@ _HNSW_NAMES = {
     "intermediate_graph_degree": "ef_construction",  # cuVS: neighbours looked at before links are pruned
     "graph_degree": "graph_degree",  # cuVS: links of the only level; here the lowest level has 2 m
 }
-_IVF_NAMES = {"lists": "nlist", "probes": "nprobe", "M": "pq_parts", "n_bits": "pq_bits"}  # pgvector, cuML
+_IVF_NAMES = {
+    "lists": "nlist",  # pgvector
+    "probes": "nprobe",
+    "M": "pq_parts",  # cuML, Spark RAPIDS ML
+    "n_bits": "pq_bits",
+    "n_lists": "nlist",  # cuVS
+    "n_probes": "nprobe",
+    "pq_dim": "pq_parts",
+}
 _NAMES: Mapping[IndexKind, Mapping[str, str]] = {
     IndexKind.FLAT: {},
     IndexKind.HNSW: _HNSW_NAMES,
@@ -229,6 +239,12 @@ _MEANINGLESS: Mapping[str, str] = {
     "dim": "the vectors say how many dimensions they have",
     "build_algo": "a graph here is built by adding one vector after another",
     "usePrecomputedTables": "nothing here has such tables",
+    **dict.fromkeys(
+        ("search_width", "max_iterations", "min_iterations", "num_random_samplings"),
+        "a search here ends when nothing nearer is in sight; itopk_size (ef) says how much is kept in sight",
+    ),
+    "nn_descent_niter": "a graph here is built by adding one vector after another",
+    "compression": "name the precision, such as int8",
 }
 """Parameters of other libraries that cannot mean anything here, and what to do instead."""
 

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vecmill.core.errors import InputError
+from vecmill.core.errors import DimensionMismatchError, InputError
 from vecmill.core.extras import installed, require
 from vecmill.core.types import Metric
 from vecmill.core.vectors import nearest
+from vecmill.index import construct
 from vecmill.index.build import Calibration, build, calibrate
 from vecmill.index.calibrate import recall_interval
-from vecmill.index.codes import Codes
+from vecmill.index.codes import Codes, fit
 from vecmill.index.hnsw import HnswGraph
 from vecmill.index.ivf import IvfLists
 from vecmill.index.originals import ArrayOriginals
@@ -52,7 +53,7 @@ def vectors() -> Float32Array:
 
 
 def calibrated(vectors: Any, metric: str = "cosine", **more: Any) -> Calibration:
-    options = {name: more.pop(name) for name in ("k", "queries", "seed", "progress") if name in more}
+    options = {name: more.pop(name) for name in ("k", "queries", "seed", "asked", "progress") if name in more}
     return calibrate(vectors, IndexSettings(**more), metric=Metric(metric), **options)
 
 
@@ -129,6 +130,36 @@ def test_a_graph_is_measured_without_the_rows_it_is_asked_for(
     assert int(made.candidates._index.ntotal) == 4000  # type: ignore[attr-defined]  # all are there in the end
     assert made.candidates.candidates(vectors[:100], 1).ravel().tolist() == list(range(100))
     assert made.settings == made.candidates.settings  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        {"precision": "binary"},
+        pytest.param({"kind": "hnsw"}, marks=needs_faiss),
+        pytest.param({"kind": "ivf"}, marks=needs_faiss),
+    ],
+    ids=str,
+)
+def test_queries_unlike_the_rows_are_measured_where_they_are_given(
+    vectors: Float32Array, made_of: dict[str, Any]
+) -> None:
+    unlike = np.random.default_rng(8).standard_normal((400, 48), np.float32)
+    by_rows = calibrated(vectors, **made_of)
+    by_queries = calibrated(vectors, asked=unlike[:200], **made_of)
+    assert true_recall(by_rows, vectors, unlike[200:]) < 0.97  # promised for queries like the rows only
+    assert true_recall(by_queries, vectors, unlike[200:]) >= 0.98
+    assert (by_queries.measured.queries, by_queries.measured.rows) == (200, len(vectors))
+    assert len(by_queries.candidates) == len(vectors)
+
+
+def test_queries_to_measure_with_are_checked(vectors: Float32Array) -> None:
+    with pytest.raises(InputError, match="asked holds 4 queries; give at least 5"):
+        calibrated(vectors, precision="int8", asked=vectors[:4])
+    with pytest.raises(DimensionMismatchError, match="asked have 12 dimensions"):
+        calibrated(vectors, precision="int8", asked=vectors[:20, :12])
+    assert calibrated(vectors[:15], precision="int8", asked=vectors[:20]).settings.is_exact
+    assert calibrated(vectors, asked=vectors[:20]).settings.is_exact
 
 
 def test_copies_of_what_is_asked_for_do_not_flatter(vectors: Float32Array) -> None:
@@ -231,3 +262,20 @@ def test_build_gives_what_the_settings_say(vectors: Float32Array) -> None:
         assert isinstance(graph, HnswGraph)
         assert said[-1] == "built 4,000 of 4,000 vectors"
         assert isinstance(build(vectors, IndexSettings("ivf"), metric=Metric.DOT), IvfLists)  # type: ignore[arg-type]
+
+
+def test_wide_vectors_are_learned_from_fewer_rows(
+    vectors: Float32Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = list[tuple[int, ...]]()
+
+    def seen(sample: Float32Array, *given: Any, **more: Any) -> Any:
+        learned.append(sample.shape)
+        return fit(sample, *given, **more)
+
+    monkeypatch.setattr(construct, "fit", seen)
+    monkeypatch.setattr(construct, "_LEARNING_COMPONENTS", 48 * 700)
+    monkeypatch.setattr(construct, "_FEWEST_LEARNED", 600)
+    build(vectors, IndexSettings(precision="int8"), metric=Metric.COSINE)
+    build(np.tile(vectors[:1000], (1, 4)), IndexSettings(precision="int8"), metric=Metric.COSINE)
+    assert learned == [(700, 48), (600, 192)]
