@@ -44,6 +44,9 @@ _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
+_MOST_HOURS = 15
+"""By which a time zone may differ from UTC. Source: PostgreSQL, `datatype/timestamp.h`, MAX_TZDISP_HOUR."""
+
 _MOMENT = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?)?", re.ASCII
 )
@@ -193,6 +196,7 @@ def _moment(value: Value, kind: pa.DataType) -> Fraction:
             raise ValueError("not of the form YYYY-MM-DD")
         day, minute, second, fraction, zone = found.groups()
         moment = datetime.fromisoformat(f"{day}T{minute or '00:00'}:{second or '00'}+00:00")
+        ahead = _offset(zone or "Z")
     except ValueError as error:
         example = "'2026-01-31'" if pa.types.is_date(kind) else "'2026-01-31' or '2026-01-31 12:30:00'"
         raise wrong(value.at, f"{value} is not a date; write it as {example}") from error
@@ -203,7 +207,7 @@ def _moment(value: Value, kind: pa.DataType) -> Fraction:
         return Fraction(days if pa.types.is_date32(kind) else days * 86_400_000)
     if zone is not None and kind.tz is None:
         raise wrong(value.at, f"{value} names a time zone, the column has none")
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC) - _offset(zone or "Z")
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC) - ahead
     seconds = Fraction(since.days * 86_400 + since.seconds)
     if fraction:
         seconds += Fraction(int(fraction), 10 ** len(fraction))
@@ -214,6 +218,8 @@ def _offset(zone: str) -> timedelta:
     if zone == "Z":
         return timedelta()
     hours, minutes = int(zone[1:3]), int(zone[-2:]) if len(zone) > 3 else 0
+    if hours > _MOST_HOURS or minutes > 59:
+        raise ValueError(f"no such time zone: {zone}")
     return timedelta(hours=hours, minutes=minutes) * (-1 if zone[0] == "-" else 1)
 
 
@@ -347,7 +353,7 @@ def _placed(column: _Column, value: Value) -> tuple[bool, Any, bool]:
     """
     kind = column.values.type
     if pa.types.is_floating(kind):
-        return _placed_float(kind, value.value)
+        return _placed_float(column, value.value)
     exact = _number(column, value)
     whole = math.floor(exact)
     if pa.types.is_decimal(kind):
@@ -364,12 +370,13 @@ def _placed(column: _Column, value: Value) -> tuple[bool, Any, bool]:
     return False, pa.scalar(whole, kind), whole == exact
 
 
-def _placed_float(kind: pa.DataType, value: Any) -> tuple[bool, Any, bool]:
+def _placed_float(column: _Column, value: Any) -> tuple[bool, Any, bool]:
     """Place a number among floats: whole ones exactly, others at the precision of the column."""
-    of_width = np.float32 if pa.types.is_float32(kind) else np.float64
+    kind = column.values.type
+    of_width = np.dtype(column.kind.to_pandas_dtype()).type
     with np.errstate(over="ignore", under="ignore"):
         near = of_width(float(value))
-    if not isinstance(value, int):
+    if not isinstance(value, int) and np.isfinite(near):
         return False, pa.scalar(float(near), kind), True
     if np.isinf(near):
         near = np.finfo(of_width).max if value > 0 else of_width(-np.inf)

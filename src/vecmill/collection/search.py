@@ -217,12 +217,30 @@ def _kept(items: Items, near: Near, metric: Metric, where: Filter | None, asked:
     if asked.max_distance is not None:
         passes &= near.distances <= asked.max_distance
     if asked.min_similarity is not None:
-        passes &= similarity(near.distances, metric, items.dimensions) >= asked.min_similarity
+        farthest = _distance_of(asked.min_similarity, metric, items.dimensions)
+        passes &= (near.distances <= farthest) | (
+            similarity(near.distances, metric, items.dimensions) >= asked.min_similarity
+        )
     kept = np.flatnonzero(passes)[: asked.k]
     fewer = None
     if len(kept) < asked.k:
         fewer = "threshold" if not passes.all() else "size" if where is None else "where"
     return _Found(Near(near.rows[kept], near.distances[kept]), fewer)
+
+
+def _distance_of(likeness: float, metric: Metric, dimensions: int) -> np.float32:
+    """Turn a similarity into the distance it is shown for, rounded as distances are: the boundary is in."""
+    match metric:
+        case Metric.DOT:
+            far = -likeness
+        case Metric.HAMMING:
+            far = (1.0 - likeness) * dimensions
+        case Metric.COSINE | Metric.JACCARD:
+            far = 1.0 - likeness
+        case _:
+            far = np.inf if likeness <= 0.0 else 1.0 / likeness - 1.0
+    with np.errstate(over="ignore"):
+        return np.float32(far)
 
 
 def _own(items: Items, name: Id) -> tuple[IntArray, Vectors]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
-
-import numpy as np
+from typing import SupportsFloat, SupportsIndex, TypedDict
 
 from vecmill.core.config import Settings
 from vecmill.core.errors import InputError, unknown_name
@@ -72,15 +72,29 @@ def options_of(given: SearchKeywords) -> SearchOptions:
 
     Raises:
         UnknownNameError: No such option, or no such metric.
-        InputError: k is below 1, or a threshold is not a number.
+        InputError: k is no whole number from 1 on, a threshold is not a number, or columns is a text.
     """
     for name in given:
         if name not in SearchOptions.__dataclass_fields__:
             raise unknown_name("option of a search", name, SearchOptions.__dataclass_fields__)
     asked = SearchOptions(**given)
-    if asked.k < 1:
-        raise InputError(f"k is {asked.k}: it must be at least 1")
-    for name in ("max_distance", "min_similarity"):
-        if (limit := getattr(asked, name)) is not None and np.isnan(limit):
-            raise InputError(f"{name} is {limit}: it must be a number")
+    if isinstance(asked.k, bool) or not isinstance(asked.k, SupportsIndex) or operator.index(asked.k) < 1:
+        raise InputError(f"k is {asked.k!r}: it must be a whole number, at least 1")
+    if isinstance(asked.columns, str):
+        raise InputError(f"columns is one text: give a list of names, such as [{asked.columns!r}]")
+    asked = replace(
+        asked,
+        k=operator.index(asked.k),
+        max_distance=_limit("max_distance", asked.max_distance),
+        min_similarity=_limit("min_similarity", asked.min_similarity),
+    )
     return asked if asked.metric is None else replace(asked, metric=choice(Metric, asked.metric, "metric"))
+
+
+def _limit(name: str, value: object) -> float | None:
+    """Return a threshold as a plain number; one of float64 would be compared with unrounded distances."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or math.isnan(value):
+        raise InputError(f"{name} is {value!r}: it must be a number")
+    return float(value)

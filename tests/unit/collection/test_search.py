@@ -127,6 +127,18 @@ def test_thresholds_keep_their_boundary(made: Path) -> None:
     assert not near.complete
 
 
+@pytest.mark.parametrize(
+    ("metric", "likeness"),
+    [("cosine", 0.6), ("dot", 0.6), ("euclidean", 1 / (1 + 0.8**0.5)), ("manhattan", 1 / 2.2)],
+)
+def test_a_similarity_on_the_boundary_is_in_though_distances_are_rounded(
+    tmp_path: Path, metric: str, likeness: float
+) -> None:
+    path = foreign(tmp_path / "three.parquet", np.array([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]], np.float32))
+    found = search(path, np.array([1.0, 0.0]), metric=metric, min_similarity=likeness, id_column="name")
+    assert [hit.id for hit in found.hits] == ["y", "x"]
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_similarity_grows_as_distance_shrinks(made: Path, metric: str) -> None:
     hits = search(made, np.ones(8), k=4, metric=metric).hits
@@ -271,6 +283,11 @@ def test_a_query_that_is_too_long_is_not_cut_silently(made: Path) -> None:
     ("options", "said"),
     [
         ({"k": 0}, "k is 0"),
+        ({"k": 2.5}, r"k is 2\.5"),
+        ({"k": "5"}, "k is '5'"),
+        ({"k": True}, "k is True"),
+        ({"columns": "kind"}, r"give a list of names, such as \['kind'\]"),
+        ({"max_distance": "0.5"}, "max_distance is '0.5'"),
         ({"max_distance": float("nan")}, "max_distance is nan"),
         ({"metric": "cosin"}, "cosine"),
         ({"top_k": 3}, "unknown option"),
