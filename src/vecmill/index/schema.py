@@ -12,10 +12,11 @@ from vecmill.index.segments import KEY, ROW
 from vecmill.index.snapshot import Snapshot
 
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""What not every function of Arrow knows, as what all do."""
 
 
 def plain(columns: pa.Table | None) -> pa.Table | None:
-    """Return columns as they are kept: views as plain text and bytes, which every function of Arrow knows.
+    """Return columns as they are kept: views and dictionaries as what they stand for.
 
     Raises:
         InputError: Two columns have one name, or one has a name of ours.
@@ -28,10 +29,12 @@ def plain(columns: pa.Table | None) -> pa.Table | None:
             raise InputError(f"a column cannot be named {name!r}; that name is the collection's own")
         if names.count(name) > 1:
             raise InputError(f"two columns are named {name!r}; give one of them another name")
-    fields = [
-        pa.field(field.name, _VIEWS.get(field.type, field.type)) for field in columns.schema.remove_metadata()
-    ]
-    return columns.cast(pa.schema(fields))
+    return columns.cast(pa.schema([pa.field(field.name, _plain(field.type)) for field in columns.schema]))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    stands_for = kind.value_type if kinds.is_dictionary(kind) else kind
+    return _VIEWS.get(stands_for, stands_for)
 
 
 def unified(now: Snapshot, columns: pa.Table | None, where: Path) -> pa.Schema:
