@@ -277,3 +277,19 @@ def test_real_vectors_come_back_as_exact_search_finds_them(real_vectors: np.ndar
     assert reached["float16"] >= 0.999
     assert reached["binary"] >= 0.998
     assert reached["pq"] >= 0.99
+
+
+def test_unlike_queries_find_about_as_much_alone_as_together() -> None:
+    rng = np.random.default_rng(5)
+    centres = rng.standard_normal((300, 128), np.float32)
+    vectors = centres[rng.integers(0, 300, 20_000)] + np.float32(0.7) * rng.standard_normal(
+        (20_000, 128), "f4"
+    )
+    queries = rng.standard_normal((150, 128), np.float32)
+    codec = fit(vectors, CodeSpec(Precision.BINARY), metric=Metric.COSINE)
+    codes = Codes(codec, codec.encode(vectors), metric=Metric.COSINE, engine="numpy")
+    index = RescoredIndex(codes, ArrayOriginals(vectors), metric=Metric.COSINE, oversample=6.0)
+    truth = nearest(queries, vectors, 10, metric=Metric.COSINE).distances
+    together = recall(truth, index.search(queries, 10).distances, 10, epsilon=0.0)
+    one_by_one = [index.search(query[np.newaxis], 10).distances[0] for query in queries]
+    assert recall(truth, np.array(one_by_one), 10, epsilon=0.0) > together - 0.04
