@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecmill.core.errors import InputError
-from vecmill.core.types import Mask, Metric, Precision, Vectors
+from vecmill.core.types import Mask, Metric, Precision, Vectors, choice
 from vecmill.core.vectors import check
 from vecmill.index.base import Candidates, Originals
 from vecmill.index.construct import build, counting
@@ -93,7 +93,7 @@ def calibrate(
     vectors: npt.ArrayLike | Originals,
     settings: IndexSettings,
     *,
-    metric: Metric,
+    metric: Metric | str,
     k: int = 10,
     queries: int = 200,
     seed: int = 0,
@@ -128,11 +128,12 @@ def calibrate(
         InputError: There are no vectors, one holds NaN, k or queries is below 1, or the settings do not fit
             the vectors or the metric, or `asked` holds fewer than 5 queries.
         DimensionMismatchError: `asked` is of another width.
+        UnknownNameError: No such metric.
     """
     if k < 1 or queries < 1:
         raise InputError(f"k is {k} and queries {queries}; both must be at least 1")
     say = progress or (lambda _: None)
-    originals = as_originals(vectors)
+    metric, originals = choice(Metric, metric, "metric"), as_originals(vectors)
     if asked is not None:
         held = _given(originals, asked, k)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from vecmill.core.types import Metric, Precision
+from vecmill.core.types import Metric, Precision, choice
 from vecmill.index.base import Candidates, Originals
 from vecmill.index.codec import CodeSpec, fit
 from vecmill.index.codes import Codes
@@ -26,7 +26,7 @@ def build(
     vectors: npt.ArrayLike | Originals,
     settings: IndexSettings,
     *,
-    metric: Metric,
+    metric: Metric | str,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Candidates:
@@ -44,8 +44,9 @@ def build(
     Raises:
         MissingExtraError: hnsw or ivf, and faiss is not installed.
         InputError: There are no vectors, one holds NaN, or the settings do not fit them or the metric.
+        UnknownNameError: No such metric.
     """
-    originals = as_originals(vectors)
+    metric, originals = choice(Metric, metric, "metric"), as_originals(vectors)
     match settings.kind:
         case IndexKind.HNSW:
             return HnswGraph.build(originals, settings, metric=metric, seed=seed, progress=counting(progress))

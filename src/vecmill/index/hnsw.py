@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecmill.core.errors import InputError
-from vecmill.core.types import IntArray, Mask, Metric, Precision, Vectors
+from vecmill.core.types import IntArray, Mask, Metric, Precision, Vectors, choice
 from vecmill.index.base import Originals
 from vecmill.index.copies import Copies, copies_in, copies_of, hashes_of
 from vecmill.index.faiss_candidates import (
@@ -76,7 +76,7 @@ class HnswGraph:
         vectors: npt.ArrayLike | Originals,
         settings: IndexSettings,
         *,
-        metric: Metric,
+        metric: Metric | str,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
         leave_out: Mask | None = None,
@@ -98,7 +98,7 @@ class HnswGraph:
             InputError: There are no vectors, one holds NaN, none is left, or faiss cannot do this metric.
         """
         ensure_kind(settings, IndexKind.HNSW)
-        originals = as_originals(vectors)
+        metric, originals = choice(Metric, metric, "metric"), as_originals(vectors)
         d = compared_dimensions(originals.dimensions, settings)
         index = _empty(d, settings, faiss_metric(metric, settings))
         index.hnsw.rng = load_faiss().RandomGenerator(seed % (1 << 31))

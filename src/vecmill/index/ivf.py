@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecmill.core.errors import InputError
-from vecmill.core.types import IntArray, Mask, Metric, Precision, Vectors
+from vecmill.core.types import IntArray, Mask, Metric, Precision, Vectors, choice
 from vecmill.index.base import Originals
 from vecmill.index.faiss_candidates import (
     Preparation,
@@ -75,7 +75,7 @@ class IvfLists:
         vectors: npt.ArrayLike | Originals,
         settings: IndexSettings,
         *,
-        metric: Metric,
+        metric: Metric | str,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> IvfLists:
@@ -97,7 +97,7 @@ class IvfLists:
                 this metric.
         """
         ensure_kind(settings, IndexKind.IVF)
-        originals = as_originals(vectors)
+        metric, originals = choice(Metric, metric, "metric"), as_originals(vectors)
         n = len(originals)
         chosen = replace(settings, nlist=lists_for(n) if settings.nlist is None else settings.nlist)
         if (nlist := chosen.nlist or 1) > n:

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vecmill.core.errors import DimensionMismatchError, InputError
+from vecmill.core.errors import DimensionMismatchError, InputError, UnknownNameError
 from vecmill.core.extras import installed, require
-from vecmill.core.types import Metric
+from vecmill.core.types import Metric, Precision
 from vecmill.core.vectors import nearest
 from vecmill.index import construct
 from vecmill.index.build import Calibration, build, calibrate
@@ -276,6 +276,29 @@ def test_wide_vectors_are_learned_from_fewer_rows(
     monkeypatch.setattr(construct, "fit", seen)
     monkeypatch.setattr(construct, "_LEARNING_COMPONENTS", 48 * 700)
     monkeypatch.setattr(construct, "_FEWEST_LEARNED", 600)
-    build(vectors, IndexSettings(precision="int8"), metric=Metric.COSINE)
-    build(np.tile(vectors[:1000], (1, 4)), IndexSettings(precision="int8"), metric=Metric.COSINE)
+    build(vectors, IndexSettings(precision=Precision.INT8), metric=Metric.COSINE)
+    build(np.tile(vectors[:1000], (1, 4)), IndexSettings(precision=Precision.INT8), metric=Metric.COSINE)
     assert learned == [(700, 48), (600, 192)]
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        {},
+        {"precision": "binary"},
+        pytest.param({"kind": "hnsw"}, marks=needs_faiss),
+        pytest.param({"kind": "ivf"}, marks=needs_faiss),
+    ],
+    ids=str,
+)
+def test_a_metric_may_be_given_by_its_name(vectors: Float32Array, made_of: dict[str, Any]) -> None:
+    copies = np.concatenate((vectors[:500], 2 * vectors[:500]))  # one direction, twice
+    settings = IndexSettings(**made_of)
+    by_name = calibrate(copies, settings, metric="cosine", queries=50)
+    assert by_name.measured == calibrate(copies, settings, metric=Metric.COSINE, queries=50).measured
+    named = build(copies, settings, metric="cosine").candidates(copies[:3], 5)
+    assert np.array_equal(named, build(copies, settings, metric=Metric.COSINE).candidates(copies[:3], 5))
+    with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
+        build(copies, settings, metric="cosin")
+    with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
+        calibrate(copies, settings, metric="cosin")
