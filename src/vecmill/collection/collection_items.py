@@ -65,8 +65,9 @@ class CollectionItems:
 
     @property
     def text_column(self) -> str | None:
-        """The column that was embedded, where it is known."""
-        return self.snapshot.catalogue.text_column
+        """The column that was embedded; None where nobody knows, or no item has brought a text yet."""
+        name = self.snapshot.catalogue.text_column
+        return name if name in self.columns else None
 
     def __len__(self) -> int:
         """Return how many items can be found."""
@@ -106,8 +107,6 @@ class CollectionItems:
         """
         if self.text_column is None:
             raise InputError(f"{self.name} has no text column: hybrid search needs the words of its items")
-        if self.text_column not in self.columns:
-            return np.empty(0, np.int64)
         words = self._words.index_of(self.snapshot, self.text_column)
         allowed = self._allowed(where, None)
         mask = self.snapshot.live if allowed is None else self.snapshot.live & allowed

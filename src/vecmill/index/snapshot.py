@@ -242,6 +242,8 @@ class Snapshot:
         Raises:
             UnknownNameError: There is no such column.
         """
+        if not names:
+            return [{} for _ in positions]  # a table without columns has no rows
         table = self._take(positions, self._inside(names))
         return self._shaped(table, names).to_pylist()  # type: ignore[no-any-return]  # Arrow is untyped
 

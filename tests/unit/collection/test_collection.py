@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,100 @@ def test_items_are_what_was_held_when_they_were_taken(tmp_path: Path) -> None:
     assert len(collection.items()) == 29
     assert before.ids(before.find(0)) == [0]
     assert not len(collection.items().find(0))
+
+
+def test_what_changes_while_texts_are_embedded_is_not_lost(
+    notes: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.create(tmp_path / "c", model="minilm")
+    collection.add(["a", "b"], ["apples", "ships"], columns={"stars": [1, 2]})
+    other, real = Collection(collection.path), Collection._vectors
+
+    async def slow(self: Collection, *given: Any) -> Any:
+        made = await real(self, *given)
+        await asyncio.to_thread(other.update, ["a"], columns={"stars": [9]})
+        await asyncio.to_thread(other.delete, ["b"])
+        return made
+
+    monkeypatch.setattr(Collection, "_vectors", slow)
+    change = collection.update(["a"], ["pears"])
+    assert (change.added, change.replaced) == (0, 1)
+    monkeypatch.undo()
+    hit = collection.search("pears", k=1).hits[0]
+    assert (hit.id, hit.text, hit.columns["stars"]) == ("a", "pears", 9)
+    collection.add(["b"], ["boats"])
+    monkeypatch.setattr(Collection, "_vectors", slow)
+    with pytest.raises(UnknownNameError, match="'b'"):
+        collection.update(["b"], ["trains"])
+    assert len(collection) == 1, "what was deleted stays so"
+
+
+def test_nothing_is_embedded_that_could_not_be_kept(
+    notes: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vecmill.collection.collection.AsyncEmbedder", None)  # whoever embeds fails
+    calls: list[Any] = [
+        lambda: notes.add(["cat"], ["again"]),
+        lambda: notes.add(["new", "new"], ["one", "two"]),
+        lambda: notes.add(["new"], ["one", "two"]),
+        lambda: notes.add(["new"], ["one"], columns={"stars": ["many"]}),
+        lambda: notes.add(["new"], ["one"], columns={"stars": [1, 2]}),
+        lambda: notes.add(["new"], ["one"], columns={"stars": [1], "lang": ["en", "de"]}),
+        lambda: notes.add(["new"], ["one"], columns={"text": ["one"]}),
+        lambda: notes.add(["new"], [1]),  # type: ignore[list-item]
+        lambda: notes.add("cats", "text"),
+        lambda: notes.add(["a", "b"], "ab"),
+        lambda: notes.update(["nobody"], ["one"]),
+        lambda: notes.update(["cat", "cat"], ["one", "two"]),
+        lambda: notes.delete("cat"),
+    ]
+    for call in calls:
+        with pytest.raises(InputError):
+            call()
+    assert len(notes) == len(TEXTS)
+
+
+def test_ids_may_be_an_arrow_column_or_a_generator(tmp_path: Path) -> None:
+    collection, vectors = plain(tmp_path)
+    collection.add(pa.array(["x", "y"]), vectors=vectors[:2])
+    collection.add((name for name in "pq"), vectors=vectors[:2])  # type: ignore[arg-type]
+    assert collection.delete(pa.array(["x", "q", "none"])).missing == ("none",)
+    assert collection.update(pa.array(["y"]), columns={"n": [5]}).replaced == 1
+    assert len(collection) == 32
+
+
+def test_a_collection_of_a_model_can_be_searched_before_it_has_a_text(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", model="minilm")
+    collection.add(["a"], vectors=np.ones((1, 384)))
+    assert [(hit.id, hit.text) for hit in collection.search("mill").hits] == [("a", None)]
+    with pytest.raises(InputError, match="no text column"):
+        collection.search("mill", hybrid=True)
+    collection.add(["b"], ["The mill."])
+    assert [(hit.id, hit.text) for hit in collection.search("mill", hybrid=True).hits] == [
+        ("b", "The mill."),
+        ("a", None),
+    ]
+
+
+def test_items_without_any_column_are_found(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", dimensions=2)
+    collection.add(["a", "b"], vectors=[[1, 0], [0, 1]])
+    found = collection.search([0.9, 0.1], k=2)
+    assert [(hit.id, hit.text, hit.columns) for hit in found.hits] == [("a", None, {}), ("b", None, {})]
+    plain(tmp_path)
+    assert len(Collection(tmp_path / "plain").search([1.0] * 8, k=3, columns=[]).hits) == 3
+
+
+def test_codes_are_used_again_though_nobody_searched_for_some_generations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vecmill.index import store_index
+
+    collection, vectors = plain(tmp_path, 1500)
+    collection.build_index(precision="int8", recall_target=0.9)
+    collection.search(vectors[0])
+    monkeypatch.setattr(store_index, "_read_codes", lambda *given: pytest.fail("codes were read again"))
+    for step in range(3):
+        collection.delete([step])
+        collection.items()
+    assert collection.search(vectors[7], k=1).hits[0].id == 7

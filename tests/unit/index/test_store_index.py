@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from vecmill.core.errors import InputError
+from vecmill.collection.collection_items import CollectionItems
+from vecmill.core.errors import CorruptFileError, InputError, WriteError
 from vecmill.core.types import Metric, Precision
 from vecmill.core.vectors import nearest
-from vecmill.index import store_index
+from vecmill.index import snapshot, store_index
 from vecmill.index.settings import IndexKind, IndexSettings
 from vecmill.index.sidecars import read_sidecar, write_sidecar
 from vecmill.index.storage import Store
@@ -187,3 +191,124 @@ def test_a_sidecar_is_what_was_written_or_nothing(tmp_path: Path) -> None:
         assert read_sidecar(path, {"kind": "x", "n": 1}) is None
     path.write_bytes(b"")
     assert read_sidecar(path, {}) is None
+
+
+def test_a_graph_is_read_once_for_all_generations(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_index(store, IndexSettings(kind=IndexKind.HNSW))
+    index = SnapshotIndex(store.snapshot())
+    monkeypatch.setattr(store_index, "_read_graph", None)  # whoever calls it fails
+    for step in range(3):
+        store.add([f"new {step}"], vectors(1, 50 + step))
+        index = SnapshotIndex(store.snapshot(), index)
+        found = index.search(vectors(1, 50 + step), 1)
+        assert store.snapshot().ids(found.rows[0]) == [f"new {step}"]
+
+
+def test_adding_reads_no_codes_and_saying_what_index_there_is_reads_no_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(store, IndexSettings(precision=Precision.INT8))
+    store.add(["x"], vectors(1, 9))
+    monkeypatch.setattr(store_index, "_read_codes", None)
+    assert refresh(store) == 0
+    build_with_graph = IndexSettings(kind=IndexKind.HNSW)
+    monkeypatch.undo()
+    build_index(store, build_with_graph)
+    store.add(["y"], vectors(1, 10))
+    store.delete(["x", 3])
+    for path in (store.path / "sidecars").iterdir():
+        path.write_bytes(b"")
+    state = state_of(store.snapshot())
+    assert (state.rows, state.fresh) == (2001, 1)
+
+
+def test_building_an_index_writes_damaged_codes_again(store: Store) -> None:
+    build_index(store, IndexSettings(precision=Precision.INT8))
+    path = store.path / "sidecars" / "00000001.codes"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-30] + bytes(30))
+    build_index(store, IndexSettings(precision=Precision.INT8))
+    assert path.read_bytes() == sound
+
+
+def test_few_rows_are_searched_without_reading_all_vectors(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = store.snapshot()
+    allowed = np.zeros(len(now), np.bool_)
+    allowed[:20] = True
+    monkeypatch.setattr(snapshot.VectorsFile, "parts", None)
+    found = SnapshotIndex(now).search(vectors(1)[:1], 1, allowed=allowed)
+    assert found.rows.tolist() == [[0]]
+
+
+def test_a_writer_does_not_remove_the_files_of_an_index_that_is_being_published(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process adds rows, and tidies up, between the files of an index and its publication."""
+    real, others = store_index.write_sidecar, list[threading.Thread]()
+
+    def written(path: Path, *rest: Any) -> None:
+        real(path, *rest)
+        if path.name.startswith("codec"):
+            others.append(threading.Thread(target=refresh, args=(Store.open(store.path),)))
+            others[-1].start()
+            others[-1].join(0.2)
+
+    monkeypatch.setattr(store_index, "write_sidecar", written)
+    build_index(store, IndexSettings(precision=Precision.INT8))
+    for other in others:
+        other.join()
+    assert others
+    assert any(path.name.startswith("codec-") for path in (store.path / "sidecars").iterdir())
+
+
+def test_codes_and_words_of_a_collection_that_was_replaced_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    store = Store.create(path, dimensions=D, text_column="text")
+    store.add(range(1100), vectors(1100), pa.table({"text": ["old words"] * 1100}))
+    build_index(store, IndexSettings(precision=Precision.INT8, recall_target=0.5))
+    items = CollectionItems(store.snapshot())
+    assert len(items.ranked("old", 3)) == 3
+    items.nearest(vectors(1), 1, metric=Metric.COSINE)
+    path.rename(tmp_path / "old")
+    other = Store.create(path, dimensions=D, text_column="text")
+    other.add(range(1100), vectors(1100, 7), pa.table({"text": ["new things"] * 1100}))
+    other.set_index(items.snapshot.catalogue.index)
+    shutil.copytree(tmp_path / "old" / "sidecars", path / "sidecars", dirs_exist_ok=True)
+    later = CollectionItems(store.snapshot(), items)
+    assert len(later.ranked("old", 3)) == 0
+    assert len(later.ranked("things", 3)) == 3
+    found = later.nearest(vectors(1100, 7)[40:41], 1, metric=Metric.COSINE)[0]
+    assert later.ids(found.rows) == [40]
+
+
+def test_a_write_is_done_though_its_sidecars_could_not_be_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_index(store, IndexSettings(precision=Precision.INT8))
+
+    def full(*given: object) -> None:
+        raise WriteError("no space")
+
+    monkeypatch.setattr(store_index, "write_sidecar", full)
+    store.add([f"x{at}" for at in range(1100)], vectors(1100, 3))
+    assert refresh(store) == 0
+    assert "were not written: no space" in caplog.text
+
+
+ABSURD_INDEX: list[dict[str, Any]] = [
+    {},
+    {"settings": 1},
+    {"settings": {"kind": "none"}},
+    {"settings": {"kind": "flat", "precision": "int8"}, "codec": "../../../../etc"},
+]
+
+
+@pytest.mark.parametrize("described", ABSURD_INDEX, ids=str)
+def test_a_catalogue_that_says_nonsense_of_its_index_is_refused(
+    store: Store, described: dict[str, Any]
+) -> None:
+    store.set_index(described)
+    with pytest.raises(CorruptFileError, match=r"of (the|an) index"):
+        SnapshotIndex(store.snapshot())
