@@ -105,7 +105,8 @@ async def query_vectors(
     """
     if texts is not None:
         return await _embedded(items, texts, model)
-    vectors = check(np.asarray(queries), what="queries")
+    none_given = isinstance(queries, Sequence) and not len(queries)
+    vectors = np.empty((0, items.dimensions), np.float32) if none_given else check(queries, what="queries")
     _ensure_width(items, vectors.shape[1], "the query vectors have")
     made = items.manifest
     return QueryVectors(

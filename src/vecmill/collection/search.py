@@ -25,8 +25,8 @@ _OURS = ("id", "error", "warning")
 """Columns of our own sets that say nothing about a hit: it has an id, and a vector."""
 
 _CANDIDATES = 10
-_LEAST_CANDIDATES = 100
-"""A hybrid search fuses the best 10 k of each ranking, at least 100."""
+_LEAST_CANDIDATES, _MOST_CANDIDATES = 100, 1 << 31
+"""A hybrid search fuses the best 10 k of each ranking, at least 100; databases count no further than 2^63."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,9 @@ def _found(
     items: Items, ready: QueryVectors, metric: Metric, where: Filter | None, asked: SearchOptions
 ) -> list[_Found]:
     """Find the rows of each query that pass filter and thresholds."""
-    count = max(_CANDIDATES * asked.k, _LEAST_CANDIDATES) if asked.hybrid else asked.k
+    count = asked.k
+    if asked.hybrid:
+        count = min(max(_CANDIDATES * asked.k, _LEAST_CANDIDATES), _MOST_CANDIDATES)
     near = items.nearest(ready.vectors, count, metric=metric, where=where, exact=asked.exact)
     if asked.hybrid and ready.texts is not None:
         near = [

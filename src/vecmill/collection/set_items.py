@@ -91,9 +91,9 @@ class SetItems:
         exact: bool = False,  # noqa: ARG002 - it always is
     ) -> list[Near]:
         """Find the k nearest rows to each query among those that pass the filter; see `Items`."""
+        allowed = None if where is None else self._passing(where)[self._set.rows]
         if not len(self):
             return [Near(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-        allowed = None if where is None else self._passing(where)[self._set.rows]
         if leave_out is not None and len(leave_out):
             others = ~np.isin(self._set.rows, leave_out)
             allowed = others if allowed is None else allowed & others

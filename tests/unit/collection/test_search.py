@@ -310,3 +310,21 @@ def test_a_query_with_nan_is_refused(made: Path) -> None:
 
 def test_the_asynchronous_door_gives_the_same(made: Path) -> None:
     assert asyncio.run(search_async(made, "a cat", k=2)) == search(made, "a cat", k=2)
+
+
+def test_no_queries_have_no_answers(made: Path) -> None:
+    assert asyncio.run(search_many(made, [])) == []
+    assert asyncio.run(search_many(made, np.empty((0, 8), np.float32))) == []
+
+
+def test_more_hits_than_a_database_can_count_are_asked_for(made: Path) -> None:
+    found = search(made, "a dog", k=1 << 62, hybrid=True)
+    assert (len(found), found.fewer) == (4, "size")
+
+
+def test_a_filter_is_checked_where_there_is_nothing_to_filter(tmp_path: Path) -> None:
+    nothing = pa.table({"name": pa.array([], pa.string()), "vector": pa.array([], pa.list_(pa.float32(), 2))})
+    pq.write_table(nothing, tmp_path / "none.parquet")
+    assert search(tmp_path / "none.parquet", [1.0, 0.0], where="name = 'x'").fewer == "where"
+    with pytest.raises(UnknownNameError, match="unknown column 'nome'"):
+        search(tmp_path / "none.parquet", [1.0, 0.0], where="nome = 'x'")
