@@ -145,23 +145,13 @@ def calibrate(
     whose = "of them" if asked is None else "queries"
     say(f"searching {len(originals):,} vectors exactly for {len(sought)} {whose}")
     truth = search_originals(originals, sought, k, metric=metric, allowed=searched)
-    made: Candidates
-    if settings.kind is IndexKind.HNSW:
-        made = HnswGraph.build(
-            originals,
-            settings,
-            metric=metric,
-            seed=seed,
-            progress=counting(progress),
-            leave_out=None if asked is not None else ~searched,
-        )
-    else:
-        made = build(originals, settings, metric=metric, seed=seed, progress=progress)
+    left_out = None if asked is not None else ~searched
+    made = _built(originals, settings, metric, seed, progress, left_out)
     trials = _Trials(originals, made, sought, searched, truth.distances, metric, say)
     chosen, shares = _choose(trials, settings)
     final = trials.tuned(chosen)
-    if isinstance(final, HnswGraph) and asked is None:
-        say(f"adding the {int((~searched).sum())} rows held back")
+    if isinstance(final, HnswGraph) and left_out is not None:
+        say(f"adding the {int(left_out.sum())} rows held back")
         final.complete(originals)
     if isinstance(final, HnswGraph | IvfLists):
         chosen = final.settings
@@ -244,6 +234,23 @@ def _exact(
     n = len(originals)
     made = build(originals, plain, metric=metric, seed=seed, progress=progress)
     return Calibration(plain, Measured(1.0, 1.0, 1.0, min(k, n), 0, n), made, reached=True, surely=True)
+
+
+def _built(
+    originals: Originals,
+    settings: IndexSettings,
+    metric: Metric,
+    seed: int,
+    progress: Callable[[str], None] | None,
+    left_out: Mask | None,
+) -> Candidates:
+    """Build what is measured; a graph without the rows left out, which codes and lists mask instead."""
+    if settings.kind is not IndexKind.HNSW:
+        return build(originals, settings, metric=metric, seed=seed, progress=progress)
+    counted = counting(progress)
+    return HnswGraph.build(
+        originals, settings, metric=metric, seed=seed, progress=counted, leave_out=left_out
+    )
 
 
 class _Trials:
