@@ -236,6 +236,8 @@ def _open_folder(folder: Path, *, check: bool) -> ParquetSet:
         raise CorruptFileError(
             f"{folder} has parts but no {INDEX_NAME}: writing it did not come to its end; run the job again"
         )
+    if not paths and (folder / "catalogue.json").is_file():
+        raise InputError(f"{folder} is a collection, not a vector set: `vecmill index info {folder}`")
     if not paths:
         raise InputError(f"{folder} holds no Parquet file and no {INDEX_NAME}")
     manifests = []

@@ -116,6 +116,8 @@ class VectorsFile:
 
     def __init__(self, path: Path, *, rows: int, dimensions: int, precision: Precision, digest: str) -> None:
         self._path = path
+        with reading(path):
+            self._inode = path.stat().st_ino
         data = _mapped(path)
         kind = _DTYPES[precision]
         self._block = _parse_header(path, bytes(data[:HEADER_BYTES]), rows, dimensions, kind.itemsize)
@@ -152,6 +154,7 @@ class VectorsFile:
         Raises:
             CorruptFileError: A block does not have the checksum it was written with.
         """
+        self._ensure_whole()
         width = self._stored.strides[0]
         first = offsets * width // self._block
         last = (offsets * width + max(width, 1) - 1) // self._block
@@ -170,6 +173,7 @@ class VectorsFile:
         Raises:
             CorruptFileError: A block does not have the checksum it was written with.
         """
+        self._ensure_whole()
         self._ensure(np.arange(len(self._sums)))
         if self._stored.dtype.itemsize == 4:
             if len(self._stored):
@@ -185,6 +189,7 @@ class VectorsFile:
         Raises:
             CorruptFileError: A block does not have the checksum it was written with.
         """
+        self._ensure_whole()
         self._seen[:] = False
         self._ensure(np.arange(len(self._sums)))
 
@@ -204,6 +209,13 @@ class VectorsFile:
                     os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
+
+    def _ensure_whole(self) -> None:
+        """Notice that somebody has cut the file short: touching what is no longer there ends the process."""
+        with suppress(OSError):  # removed or moved: what is mapped stays
+            status = self._path.stat()
+            if status.st_ino == self._inode and status.st_size < len(self._data):
+                raise damaged(self._path, f"somebody has cut it short, to {status.st_size} bytes")
 
     def _ensure(self, blocks: IntArray) -> None:
         """Check the blocks that this process has not read yet."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import vecmill
 from vecmill import Collection
 from vecmill.core.errors import InputError, UnknownNameError
 from vecmill.index.settings import IndexKind
@@ -82,8 +83,6 @@ def test_similar_leaves_the_item_itself_out(notes: Collection) -> None:
 
 
 def test_a_path_opens_it_wherever_a_set_can_be_searched(notes: Collection) -> None:
-    import vecmill
-
     assert vecmill.search(notes.path, "a pet", k=1).hits == notes.search("a pet", k=1).hits
     assert vecmill.search(str(notes.path), "a pet", k=1, where="id = 'tax'").hits[0].id == "tax"
 
@@ -269,6 +268,12 @@ def test_a_collection_of_a_model_can_be_searched_before_it_has_a_text(tmp_path: 
         ("b", "The mill."),
         ("a", None),
     ]
+
+
+def test_who_takes_a_collection_for_a_vector_set_is_told(tmp_path: Path) -> None:
+    collection, _ = plain(tmp_path)
+    with pytest.raises(InputError, match="is a collection, not a vector set: `vecmill index info"):
+        vecmill.read_vectors(collection.path)
 
 
 def test_items_without_any_column_are_found(tmp_path: Path) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import json
 import os
+import struct
+import subprocess
+import sys
 import threading
 import weakref
+import zlib
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
@@ -588,3 +593,68 @@ def test_adding_is_judged_before_vectors_are_made(store: Store) -> None:
             store.ensure_addable(ids, None if columns is None else pa.table(columns))
     with pytest.raises(UnknownNameError, match="'b'"):
         store.ensure_there(["b"])
+
+
+def test_the_files_are_what_the_specification_says(store: Store) -> None:
+    """Read by hand as docs/reference/collection.md tells, without a line of ours."""
+    given = vectors(7000)
+    store.add([1, *(f"é{at}" for at in range(1, 7000))], given, pa.table({"x": list(range(7000))}))
+    store.delete([1, "é9"])
+    said = json.loads((store.path / "catalogue.json").read_bytes())
+    assert said.pop("digest") == blake(json.dumps(said, sort_keys=True, ensure_ascii=False).encode())
+    assert (said["format"], said["version"], said["next_row"], said["next_segment"]) == (
+        "vecmill collection",
+        1,
+        7000,
+        2,
+    )
+    (segment,) = said["segments"]
+    data = (store.path / "segments" / f"{segment['name']}.vectors").read_bytes()
+    assert segment["vectors_bytes"] == len(data)
+    magic, version, size, n, d, block = struct.unpack_from("<8sIIQII", data)
+    assert (magic, version, size, n, d, block) == (b"VECMILLV", 1, 4, 7000, D, 131072)
+    assert data[32:60] == bytes(28)
+    assert struct.unpack_from("<I", data, 60) == (zlib.crc32(data[:60]),)
+    end = 64 + n * d * size
+    np.testing.assert_array_equal(np.frombuffer(data[64:end], "<f4").reshape(n, d), given)
+    count = -(-n * d * size // block)
+    sums = [zlib.crc32(data[64 + at * block : min(64 + (at + 1) * block, end)]) for at in range(count)]
+    assert struct.unpack_from(f"<{count}I", data, end) == tuple(sums)
+    assert struct.unpack_from("<I", data, end + 4 * count) == (zlib.crc32(data[end : end + 4 * count]),)
+    assert len(data) == end + 4 * count + 4
+    assert segment["vectors_digest"] == blake(data[:64] + data[end:])
+    items = (store.path / "segments" / f"{segment['name']}.items").read_bytes()
+    assert segment["items_digest"] == blake(items)
+    table = pa.ipc.open_file(pa.py_buffer(items)).read_all()
+    assert table.column("_row").to_pylist() == list(range(7000))
+    assert table.column("_id").to_pylist()[:2] == [b"i1", b"s\xc3\xa91"]
+    assert (segment["deleted"], segment["deleted_file"]) == (2, "00000001.deleted-2")
+    bits = (store.path / "segments" / segment["deleted_file"]).read_bytes()
+    assert segment["deleted_digest"] == blake(bits)
+    assert [at for at in range(7000) if bits[at // 8] >> (at % 8) & 1] == [0, 9]
+    assert len(bits) == 875
+
+
+def blake(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def test_a_file_cut_short_while_it_is_open_is_an_error_and_not_the_end_of_the_process(store: Store) -> None:
+    store.add(range(9000), vectors(9000))
+    code = """
+import sys, os, numpy as np
+from vecmill.core.errors import CorruptFileError
+from vecmill.index.storage import Store
+now = Store.open(sys.argv[1]).snapshot()
+now.fetch(np.array([0, 8999]))
+os.truncate(sys.argv[1] + "/segments/00000001.vectors", 4096)
+for read in (lambda: now.fetch(np.array([8999])), lambda: list(now.parts()), now.verify):
+    try:
+        read()
+    except CorruptFileError as error:
+        print("cut it short" in str(error))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["True"] * 3), done.stderr
