@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from vecmill.collection.filters import parse
 from vecmill.collection.items import Items
+from vecmill.collection.search import search
 from vecmill.core.errors import InputError, UnknownNameError
 from vecmill.core.types import Metric
+from vecmill.core.vectors import nearest
 
 pytest.importorskip("psycopg", reason="needs psycopg: pip install 'vecmill[postgres]'")
 
@@ -145,3 +147,19 @@ def test_nobodys_names_are_sql(postgres: Any) -> None:
         assert (name,) in postgres.run("SELECT table_name FROM vecmill_manifests")
         table.drop()
     assert (name,) not in postgres.run("SELECT table_name FROM vecmill_manifests")
+
+
+def test_without_an_index_any_metric_is_answered(postgres: Any) -> None:
+    url = postgres.url()
+    vectors = np.random.default_rng(1).standard_normal((60, 4)).astype(np.float32)
+    with PostgresTable.create(url, dimensions=4) as table:
+        table.add([str(n) for n in range(60)], vectors)
+        for metric in Metric:
+            true = nearest(vectors[:1], vectors, 5, metric=metric)
+            found = search(url, vectors[0], k=5, metric=metric.value)
+            assert found.metric == metric.value
+            assert [hit.distance for hit in found.hits] == true.distances[0].tolist()
+        table.build_index()
+    with pytest.raises(InputError, match=r"built for the metric cosine, not manhattan.*--exact"):
+        search(url, vectors[0], metric="manhattan")
+    assert search(url, vectors[0], metric="manhattan", exact=True).metric == "manhattan"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -19,6 +20,8 @@ from vecmill.core.vectors import nearest, normalize
 pytest.importorskip("psycopg", reason="needs psycopg: pip install 'vecmill[postgres]'")
 
 from vecmill.index.postgres import Batch, Found, PostgresTable
+from vecmill.index.postgres_build import kept
+from vecmill.index.postgres_schema import ROW, write_index
 from vecmill.index.postgres_search import Condition, survivors
 
 ROWS, QUERIES, K = 10_000, 1_000, 10
@@ -322,3 +325,78 @@ def test_wrong_queries_are_refused(indexed: PostgresTable) -> None:
 def test_item_itself_can_be_left_out(indexed: PostgresTable, real_vectors: Vectors) -> None:
     assert indexed.nearest(real_vectors[:1], 1)[0].rows.tolist() == [1]
     assert 1 not in indexed.nearest(real_vectors[:1], K, leave_out=np.array([1]))[0].rows
+
+
+@pytest.fixture(scope="module")
+def two_kinds(postgres: Any) -> Iterator[tuple[PostgresTable, Vectors, Vectors, npt.NDArray[np.bool_]]]:
+    """One kind of rows spread wide, then many of another close together; queries are of the first kind."""
+    random = np.random.default_rng(0)
+    wide = random.standard_normal((1_200, 64)) + 4.0 * np.eye(64)[0]
+    close = 0.5 * random.standard_normal((6_000, 12)) @ random.standard_normal((12, 64)) + 6.0 * np.eye(64)[1]
+    vectors = normalize(np.concatenate([wide[:1_000], close]).astype(np.float32))
+    is_close = np.arange(len(vectors)) >= 1_000
+    columns = pa.table({"kind": pa.array(np.where(is_close, "close", "wide"))})
+    with PostgresTable.create(postgres.url(), dimensions=64, columns=columns.schema) as table:
+        table.add([str(n) for n in range(len(vectors))], vectors, columns)
+        table.build_index()
+        yield table, vectors, normalize(wide[1_000:].astype(np.float32)), is_close
+
+
+def test_queries_unlike_most_rows_are_searched_harder(
+    two_kinds: tuple[PostgresTable, Vectors, Vectors, npt.NDArray[np.bool_]],
+) -> None:
+    table, vectors, queries, is_close = two_kinds
+    true = nearest(queries, vectors, K, metric=Metric.COSINE)
+    assert share_found(table.nearest(queries, K), true) >= 0.98
+    true = nearest(queries, vectors, K, metric=Metric.COSINE, allowed=is_close)
+    found = table.nearest(queries, K, where_sql='"kind" = %s', parameters=["close"])
+    assert share_found(found, true) >= 0.98
+    scaled = table.nearest(3.0 * queries, K, where_sql='"kind" = %s', parameters=["close"])
+    assert share_found(scaled, true) >= 0.98
+
+
+def test_index_that_does_not_say_how_far_its_rows_are_keeps_working(
+    two_kinds: tuple[PostgresTable, Vectors, Vectors, npt.NDArray[np.bool_]],
+) -> None:
+    table, _, queries, _ = two_kinds
+    index = table.index
+    assert index is not None
+    assert index.far is not None
+    before = kept(index)
+    with table._changing() as (cursor, layout):
+        write_index(cursor, layout, {name: value for name, value in before.items() if name != "far"})
+    table.refresh()
+    assert table.index is not None
+    assert table.index.far is None
+    assert all(len(one.rows) == K for one in table.nearest(queries, K))
+    with table._changing() as (cursor, layout):
+        write_index(cursor, layout, before)
+    table.refresh()
+
+
+def test_recall_of_few_queries_is_an_interval(postgres: Any, real_vectors: Vectors) -> None:
+    with PostgresTable.create(postgres.url(), dimensions=384) as table:
+        table.add([str(n) for n in range(100)], real_vectors[:100])
+        measured = table.build_index().measured
+    assert measured is not None
+    assert measured.queries <= 10
+    assert measured.recall == 1.0
+    assert 0.9 < measured.low < 0.98
+
+
+def test_recall_is_measured_in_the_order_of_the_table(
+    postgres: Any, real_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    with PostgresTable.create(postgres.url(), dimensions=384) as table:
+        table.add([str(n) for n in range(500)], real_vectors[:500])
+
+        def look(cursor: Any, layout: Any, index: Any, *_: Any) -> Any:
+            cursor.execute(f"SELECT {ROW} FROM {layout.name}", ())  # noqa: S608 - a name of ours
+            seen.append([row for (row,) in cursor.fetchall()])
+            return index
+
+        monkeypatch.setattr("vecmill.index.postgres_build._least", look)
+        table.build_index()
+    assert len(seen[0]) > 300
+    assert seen[0] == sorted(seen[0])

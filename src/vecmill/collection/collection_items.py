@@ -55,8 +55,13 @@ class CollectionItems:
 
     @property
     def metric(self) -> Metric | None:
-        """The metric it is built for."""
+        """The metric it is built for; without an index only what is meant unless told."""
         return self.snapshot.catalogue.metric
+
+    @property
+    def indexed(self) -> bool:
+        """Whether it has an index, which answers one metric."""
+        return self.snapshot.catalogue.index is not None
 
     @property
     def columns(self) -> tuple[str, ...]:

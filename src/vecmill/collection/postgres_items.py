@@ -61,8 +61,13 @@ class PostgresItems:
 
     @property
     def metric(self) -> Metric | None:
-        """The metric its index is for."""
+        """The metric its index is for; without an index only what is meant unless told."""
         return self.table.metric
+
+    @property
+    def indexed(self) -> bool:
+        """Whether it has an index, which answers one metric."""
+        return self.table.index is not None
 
     @property
     def columns(self) -> tuple[str, ...]:

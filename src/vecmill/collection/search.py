@@ -84,8 +84,8 @@ async def search_async(
         **options: Fields of `SearchOptions`.
 
     Raises:
-        InputError: The query is empty, k is below 1, the filter does not fit the columns, a collection is
-            built for another metric, or a set that names no model is searched by text.
+        InputError: The query is empty, k is below 1, the filter does not fit the columns, an index is for
+            another metric, or a set that names no model is searched by text.
         SpaceMismatchError: `model` is not the one that made the vectors.
         DimensionMismatchError: Query and vectors differ in dimensions.
         StorageError: The source is damaged.
@@ -161,7 +161,8 @@ def _metric(items: Items, asked: SearchOptions) -> Metric:
     if asked.metric is None:
         return items.metric or Metric.COSINE
     wanted = Metric(asked.metric)
-    if items.metric not in (None, wanted) and not asked.exact:
+    indexed = getattr(items, "indexed", items.metric is not None)  # without an index it is but the default
+    if indexed and items.metric not in (None, wanted) and not asked.exact:
         raise InputError(
             f"{items.name} is built for the metric {items.metric}, not {wanted}; leave metric out, or "
             "compare with every vector: exact=True (--exact)"

@@ -8,7 +8,7 @@ function every other source uses. So the same pair has the same distance in a fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,11 @@ _MANY_QUERIES = 12
 
 _SAMPLED_PAGES = 400
 
+LEAST_K = 10
+"""Neighbours an index is asked for at least: the recall and how far off queries are is known of so many."""
+
+_HARDER = 4
+
 _ROUNDOFF = 2.0**-24
 _FETCHED = 4096
 _MAX_EF = 1000  # Source: pgvector's README, "Query Options"
@@ -57,6 +62,13 @@ class Found(NamedTuple):
 
     rows: IntArray
     distances: npt.NDArray[np.float32]
+
+
+class Sought(NamedTuple):
+    """What an index found, and how far off the query is: the distance of its 10th neighbour there."""
+
+    found: Found
+    off: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,9 @@ class Index:
         rows: Rows when it was built.
         measured: The recall found when it was built; None before that.
         notes: What people should know about it.
+        far: The distance to its 10th neighbour within which 19 of 20 held-back rows lay, in the index's own
+            metric (dot: of a query of length 1). Queries farther off are unlike the rows the recall was
+            measured with. None: it was built before that was kept.
     """
 
     name: str
@@ -108,6 +123,7 @@ class Index:
     rows: int
     measured: Measured | None = None
     notes: tuple[str, ...] = field(default=())
+    far: float | None = None
 
     @property
     def symbol(self) -> str:
@@ -148,6 +164,9 @@ def search(
 ) -> list[Found]:
     """Find the k nearest rows to each query, in one moment of the table.
 
+    A query unlike the rows (`Index.far`) may lie where an index leads nobody: it is searched for again, four
+    times as hard, and if that finds something else, it is compared with all.
+
     Args:
         cursor: In a transaction that sees one moment.
         layout: The table.
@@ -164,15 +183,32 @@ def search(
     if index is None:
         return _exact(cursor, layout, queries, k, metric, condition)
     set_up(cursor, index, k)
-    found = [by_index(cursor, layout, query, k, metric, condition, index) for query in queries]
+    sought = [by_index(cursor, layout, query, k, metric, condition, index) for query in queries]
+    found = [one.found for one in sought]
     # Fewer than k: there are no more, or the index could not find them.
     # A zero query has no direction an index could follow.
     short = [at for at, near in enumerate(found) if len(near.rows) < k or not queries[at].any()]
+    far = [at for at, one in enumerate(sought) if index.far is not None and not one.off <= index.far]
+    harder = replace(index, effort=_HARDER * index.effort, oversample=_HARDER * index.oversample)
+    if index.kind == "hnsw" and index.effort > _MAX_EF // 2:  # it hardly can
+        short += far
+    elif far:
+        set_up(cursor, harder, k)
+        short += [
+            at
+            for at in far
+            if not _same(by_index(cursor, layout, queries[at], k, metric, condition, harder).found, found[at])
+        ]
+    short = sorted(set(short))
     if short:
         exact = _exact(cursor, layout, queries[short], k, metric, condition)
         for at, near in zip(short, exact, strict=True):
             found[at] = near
     return found
+
+
+def _same(one: Found, other: Found) -> bool:
+    return np.array_equal(one.distances, other.distances)
 
 
 def survivors(cursor: Cursor[Any], layout: Layout, condition: Condition, k: int) -> list[int] | None:
@@ -230,7 +266,7 @@ def _set(cursor: Cursor[Any], settings: dict[str, object]) -> None:
 
 def candidates_of(index: Index, k: int) -> int:
     """Return how many candidates are asked for."""
-    return int(np.ceil(k * index.oversample))
+    return int(np.ceil(max(k, LEAST_K) * index.oversample))
 
 
 def by_index(
@@ -241,13 +277,22 @@ def by_index(
     metric: Metric,
     condition: Condition,
     index: Index,
-) -> Found:
+) -> Sought:
     """Find rows through an index; fewer than k where it finds no more."""
     cursor.execute(
         candidates_sql(layout, index, condition, candidates_of(index, k)),
         (*condition.parameters, vector(query)),
     )
-    return _best(cursor.fetchall(), layout, query, k, metric)
+    rows = cursor.fetchall()
+    near = _best(rows, layout, query, max(k, LEAST_K), metric)
+    own = near if metric is index.metric else _best(rows, layout, query, LEAST_K, index.metric)
+    off = np.inf if len(own.rows) < LEAST_K else float(own.distances[LEAST_K - 1])
+    return Sought(Found(near.rows[:k], near.distances[:k]), off / length_of(query, index.metric))
+
+
+def length_of(query: Vectors, metric: Metric) -> float:
+    """Return what a distance is to be divided by so that it is that of a query of length 1."""
+    return float(np.linalg.norm(query)) or 1.0 if metric is Metric.DOT else 1.0
 
 
 def candidates_sql(layout: Layout, index: Index, condition: Condition, count: int) -> str:

@@ -216,7 +216,10 @@ def _ensure_new(cursor: Cursor[Any], layout: Layout, last: int, where: str) -> N
     first, count = row or (None, 0)
     if count:
         more = f" and {count - 1} more" if count > 1 else ""
-        raise InputError(f"id {first!r}{more} is in {where} already; replace it by replace=True")
+        raise InputError(
+            f"id {first!r}{more} is in {where} already; replace it: replace=True, --replace on the "
+            "command line"
+        )
 
 
 def _without(ids: Sequence[Id], there: set[Id]) -> tuple[Id, ...]:

@@ -14,8 +14,10 @@ import pytest
 from vecmill.collection.search import SearchResult, search, similar
 from vecmill.core import registry
 from vecmill.core.errors import InputError
-from vecmill.core.types import Metric
+from vecmill.core.types import Metric, Precision
+from vecmill.index.settings import IndexSettings
 from vecmill.index.storage import Store
+from vecmill.index.store_index import build_index
 from vecmill.testing.fakes import FakeProvider
 
 SIZE = 300
@@ -98,8 +100,29 @@ def test_hybrid_search_of_a_collection_finds_words_of_what_is_still_there(
     assert "gone" not in {hit.id for hit in everything.hits}
 
 
-def test_a_collection_refuses_another_metric_and_columns_of_a_file(sources: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("metric", [metric.value for metric in Metric])
+def test_without_an_index_any_metric_is_answered_as_the_set_does(
+    sources: tuple[Path, Path], metric: str
+) -> None:
+    of_set = search(sources[0], np.ones(8), metric=metric, id_column="id")
+    of_collection = search(sources[1], np.ones(8), metric=metric)
+    assert of_collection.metric == metric
+    assert plain(of_set) == plain(of_collection)
+    own = similar(sources[0], "item 12", id_column="id", metric=metric)
+    assert plain(own) == plain(similar(sources[1], "item 12", metric=metric))
+
+
+def test_a_collection_with_an_index_refuses_another_metric(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    store = Store.create(tmp_path / "c", dimensions=8)
+    store.add([str(n) for n in range(300)], vectors)
+    build_index(store, IndexSettings(precision=Precision.INT8))
+    assert search(tmp_path / "c", np.ones(8)).metric == "cosine"
     with pytest.raises(InputError, match="built for the metric cosine, not dot"):
-        search(sources[1], np.ones(8), metric="dot")
+        search(tmp_path / "c", np.ones(8), metric="dot")
+    assert search(tmp_path / "c", np.ones(8), metric="dot", exact=True).metric == "dot"
+
+
+def test_a_collection_refuses_columns_of_a_file(sources: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="a collection has its own"):
         search(sources[1], np.ones(8), vector_column="vector")
