@@ -62,7 +62,10 @@ def test_a_set_becomes_a_table_with_an_index(postgres: Postgres, tmp_path: Path)
     assert (found["rows"], found["model"], found["text_column"]) == (300, "fake:hash", "text")
     assert found["index"]["described"] == told["index"]
     assert "hnsw float16" in invoke("info", url).stdout
-    assert shown("build", url)["index"] == "exact"
+    assert shown("build", url)["index"].startswith("hnsw float16, m 8, ef_construction 200")
+    told = shown("build", url, "--param", "ef_construction=60")
+    assert told["index"].startswith("hnsw float16, m 8, ef_construction 60")
+    assert shown("build", url, "--exact")["index"] == "exact"
     assert shown("info", url)["index"]["exact"]
 
 
@@ -85,7 +88,11 @@ def test_rows_are_added_and_deleted(postgres: Postgres, tmp_path: Path) -> None:
     shown("build", write(tmp_path / "s.parquet", ["a", "bb", "ccc"]), "-o", url)
     more = write(tmp_path / "more.parquet", ["bb", "dddd"])
     assert isinstance(invoke("add", url, more).exception, InputError)
-    assert shown("add", url, more, "--replace") == {"added": 2, "replaced": 1, "without_vector": 0}
+    assert shown("add", url, more, "--replace") == {"added": 1, "replaced": 1, "without_vector": 0}
+    would = {"deleted": 1, "missing": ["zz"], "dry_run": True}
+    assert shown("delete", url, "--id", "a", "--id", "zz", "--dry-run") == would
+    assert shown("delete", url, "--where", "stars >= 3", "--dry-run")["deleted"] == 2
+    assert shown("info", url)["rows"] == 4
     assert shown("delete", url, "--id", "a", "--id", "zz") == {"deleted": 1, "missing": ["zz"]}
     assert shown("delete", url, "--where", "stars >= 4 and id <> 'x'") == {"deleted": 1, "missing": []}
     assert shown("info", url)["rows"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,15 @@ import click
 from vecmill.cli.output import count, duration, emit, say, table, tell
 
 if TYPE_CHECKING:
-    from vecmill.data.vector_set import VectorSet
+    from vecmill.core.space import Manifest
+    from vecmill.core.types import Vectors
     from vecmill.index.advise import Advice, Estimate
 
 _METRICS = ("cosine", "dot", "euclidean", "manhattan", "chebyshev", "hamming", "jaccard")
 
 
 @click.command()
-@click.argument("vector_set", metavar="SET")
+@click.argument("vector_set", metavar="SET|COLLECTION")
 @click.option(
     "--recall-target",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -38,7 +40,7 @@ _METRICS = ("cosine", "dot", "euclidean", "manhattan", "chebyshev", "hamming", "
     "--max-latency", type=click.FloatRange(0, min_open=True), metavar="MS", help="The most a query may take."
 )
 @click.option(
-    "--metric", type=click.Choice(_METRICS), default="cosine", show_default=True, help="What near means."
+    "--metric", type=click.Choice(_METRICS), help="What near means.  [default: COLLECTION's, else cosine]"
 )
 @click.option(
     "--shorten", metavar="D,D", help="Try these leading dimensions too.  [default: of MRL models 1/2 and 1/4]"
@@ -87,7 +89,7 @@ def advise(
     vector_column: str | None,
     **given: Any,
 ) -> None:
-    """Measure which index suits a vector set, and name the cheapest that finds enough.
+    """Measure which index suits a set or a collection, and name the cheapest that finds enough.
 
     Searches a sample of SET for rows held back from it, by codes of every precision, graphs and lists, and
     says for each: bytes in memory, recall with its 95 % interval, latency, build time, and what becomes of
@@ -98,31 +100,73 @@ def advise(
     vecmill index advise reviews.parquet --recall-target 0.95 --plot advice.png
     vecmill index advise reviews.parquet --max-latency 1 --build reviews.collection
     """  # noqa: D301 - the character by which click keeps the lines
-    from vecmill.data.vector_set import read_vectors
     from vecmill.index.advise import advise as measure
 
     if plot is not None:
         from vecmill.index.advise_plot import kind_of
 
         kind_of(plot)
-    found = read_vectors(vector_set, vector_column=vector_column)
-    options = _options(given, found)
-    advice = measure(found.vectors, progress=tell, **options)
-    out = build_to or f"{Path(vector_set).stem}.collection"
+    vectors, manifest, metric = _read(vector_set, vector_column, build_to, given["metric"])
+    given["metric"] = given["metric"] or metric
+    advice = measure(vectors, progress=tell, **_options(given, manifest))
+    out = None if _is_collection(vector_set) else build_to or f"{Path(vector_set).stem}.collection"
     if plot is not None:
         from vecmill.index.advise_plot import plot as draw
 
         draw(advice, plot)
         tell(f"picture -> {plot}")
     if as_json:
-        emit({**advice.to_json(), "set": found.path, "command": advice.command(vector_set, out)})
+        emit({**advice.to_json(), "set": vector_set, "command": _command(advice, vector_set, out)})
     else:
         say(*_lines(advice, vector_set, out))
     if build_to is not None:
         _build(advice, vector_set, build_to, vector_column)
 
 
-def _options(given: dict[str, Any], found: VectorSet) -> dict[str, Any]:
+def _read(
+    source: str, vector_column: str | None, build_to: str | None, asked: str | None
+) -> tuple[Vectors, Manifest | None, str]:
+    """Return the vectors of a set or a collection, what made them, and what near means there."""
+    from vecmill.data.vector_set import read_vectors
+
+    if not _is_collection(source):
+        found = read_vectors(source, vector_column=vector_column)
+        return found.vectors, found.manifest, "cosine"
+    from vecmill.collection.upkeep import vectors_of
+
+    if vector_column is not None or build_to is not None:
+        raise click.UsageError(
+            f"{source} is a collection: it has its own column of vectors, and its index is built by the "
+            "command that is advised; leave out --vector-column and --build"
+        )
+    vectors, manifest, metric = vectors_of(source)
+    if asked not in (None, metric.value):
+        raise click.UsageError(f"{source} is built for {metric.value}: leave out --metric")
+    return vectors, manifest, metric.value
+
+
+def _is_collection(source: str) -> bool:
+    from vecmill.index.storage import is_store
+
+    return is_store(source)
+
+
+def _command(advice: Advice, source: str, out: str | None, place: int | None = None) -> str:
+    """Return the command that builds a choice: out of a set, or anew in a collection, `out` None."""
+    if out is not None:
+        return advice.command(source, out, place)
+    words = advice.arguments(source, "", place)
+    for option in ("-o", "--metric"):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    if not {"--kind", "--precision", "--shorten"} & set(words):
+        words.append("--exact")
+    elif "--kind" not in words:
+        words += ["--kind", "flat"]  # without, that of the index that is there would stay
+    return shlex.join(["vecmill", *words])
+
+
+def _options(given: dict[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     """Turn the command's options into those of `vecmill.index.advise.advise`."""
     from vecmill.core.catalog import facts
     from vecmill.index.settings import IndexKind
@@ -132,7 +176,7 @@ def _options(given: dict[str, Any], found: VectorSet) -> dict[str, Any]:
         widths = [int(width) for width in shorten.split(",")] if shorten else []
     except ValueError:
         raise click.UsageError(f"--shorten {shorten!r}: whole numbers with commas, such as 256,512") from None
-    name = "" if found.manifest is None else found.manifest.model.rpartition(":")[2].rpartition("/")[2]
+    name = "" if manifest is None else manifest.model.rpartition(":")[2].rpartition("/")[2]
     known = facts(name)
     budget = given.pop("budget")
     return {
@@ -161,7 +205,7 @@ def _build(advice: Advice, vector_set: str, target: str, vector_column: str | No
         tell(str(built.measured))
 
 
-def _lines(advice: Advice, source: str, out: str) -> Iterator[str]:
+def _lines(advice: Advice, source: str, out: str | None) -> Iterator[str]:
     """Lay the advice out: the table, the choice, how it grows, doubts, the command."""
     yield (
         f"{count(advice.distinct, 'different vector')} of {advice.dimensions} dimensions; {advice.sample:,} "
@@ -211,7 +255,7 @@ def _lines(advice: Advice, source: str, out: str) -> Iterator[str]:
         yield f"warning: {line}"
 
 
-def _choice(advice: Advice, source: str, out: str) -> Iterator[str]:
+def _choice(advice: Advice, source: str, out: str | None) -> Iterator[str]:
     from vecmill.index.advise import NO_INDEX_NEEDED
 
     chosen = advice.choice
@@ -225,10 +269,10 @@ def _choice(advice: Advice, source: str, out: str) -> Iterator[str]:
     header = ("  rows", "recall", "95 % interval", "memory", "ms", "build")
     yield from table([_grown(one) for one in chosen.predicted], header, right=frozenset({0, 1, 3, 4}))
     yield ""
-    yield f"  {advice.command(source, out)}"
+    yield f"  {_command(advice, source, out)}"
     if advice.least_memory != advice.chosen:
         yield "  or, for least memory:"
-        yield f"  {advice.command(source, out, advice.least_memory)}"
+        yield f"  {_command(advice, source, out, advice.least_memory)}"
 
 
 def _grown(one: Estimate) -> tuple[str, ...]:

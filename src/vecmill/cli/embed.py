@@ -193,7 +193,7 @@ def job_options(given: dict[str, Any]) -> JobOptions:
     )
     return JobOptions(
         columns=None if columns is None else listed(columns),
-        output_column=_renamed(given.pop("output_columns")),
+        output_column=renamed(given.pop("output_columns")),
         format=given.pop("format_"),
         read=read,
         **given,
@@ -345,18 +345,19 @@ def listed(columns: str) -> tuple[str, ...]:
     return names
 
 
-def _renamed(given: tuple[str, ...]) -> dict[str, str]:
-    renamed: dict[str, str] = {}
+def renamed(given: tuple[str, ...]) -> dict[str, str]:
+    """Return the names given to columns by `--output-column`, by role; without a role it is the vectors'."""
+    names: dict[str, str] = {}
     for item in given:
         role, equals, name = item.partition("=")
         if not equals:
             role, name = "embedding", item
         if not role or not name:
             raise click.UsageError(f"--output-column {item!r}: a name, or ROLE=NAME")
-        if role in renamed:
+        if role in names:
             raise click.UsageError(f"--output-column names {role} twice")
-        renamed[role] = name
-    return renamed
+        names[role] = name
+    return names
 
 
 def _unescaped(delimiter: str | None) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,9 @@ import click
 
 from vecmill.cli.advise import advise
 from vecmill.cli.embed import listed
-from vecmill.cli.output import count, duration, emit, say, table, tell
+from vecmill.cli.output import count, duration, emit, say, table, tell, unsaid
 from vecmill.cli.progress import EVERY_SECONDS
+from vecmill.core.addresses import without_password
 
 if TYPE_CHECKING:
     from vecmill.index.settings import IndexSettings, Measured
@@ -29,7 +32,12 @@ def index() -> None:
 @click.option(
     "-o", "--output", metavar="COLLECTION", help="A folder to be made, or postgresql://...?table=NAME."
 )
-@click.option("--kind", metavar="KIND", help="flat, hnsw or ivf; ivfflat, ivfpq, cagra.  [default: flat]")
+@click.option(
+    "--kind",
+    metavar="KIND",
+    help="flat, hnsw or ivf; ivfflat, ivfpq, cagra.  [default: flat; of an index that is there: its own]",
+)
+@click.option("--exact", is_flag=True, help="No index: compare with all vectors. Removes one that is there.")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "float16", "int8", "binary", "pq"]),
@@ -39,21 +47,22 @@ def index() -> None:
     "--shorten", type=click.IntRange(min=1), metavar="D", help="Find candidates by the first D components."
 )
 @click.option(
-    "--oversample", type=click.FloatRange(min=1), metavar="X", help="Candidates per neighbour, to begin with."
+    "--oversample",
+    type=click.FloatRange(min=1),
+    metavar="X",
+    help="Candidates per neighbour; --recall-target decides.",
 )
 @click.option(
     "--recall-target",
     type=click.FloatRange(0, 1, min_open=True),
-    default=0.99,
-    show_default=True,
-    help="The share of true neighbours wanted: how hard to search is chosen for it.",
+    help="The share of true neighbours wanted. It decides oversample, ef and nprobe.  [default: 0.99]",
 )
 @click.option(
     "--param",
     "params",
     multiple=True,
     metavar="NAME=VALUE",
-    help="M, ef_construction, ef, nlist, nprobe, n_bits, ...",
+    help="M, ef_construction, nlist, n_bits, ...; ef and nprobe are decided by --recall-target.",
 )
 @click.option(
     "--metric", type=click.Choice(_METRICS), help="What near means in a new collection.  [default: cosine]"
@@ -74,35 +83,44 @@ def index() -> None:
 def build(source: str, output: str | None, as_json: bool, not_mrl: bool, **given: Any) -> None:
     """Build a collection from a vector set, or the index of a collection anew.
 
-    With -o, SET becomes a collection: a folder, or a table in PostgreSQL. Without, the index of COLLECTION is
-    built anew. Without --kind, --precision and --shorten there is no index: every search compares with all
-    vectors, which is exact, and fast up to some ten thousand.
+    With -o, SET becomes a collection: a folder, or a table in PostgreSQL. Without --kind, --precision and
+    --shorten it has no index: every search compares with all vectors, which is exact, and fast up to some ten
+    thousand.
+
+    Without -o, the index of COLLECTION is built anew, as one needs that is damaged or behind: what is not
+    said stays as it was. With --kind it is another one, of that kind's defaults; --exact removes it.
 
     The recall is measured on rows held back, and printed. Rows without a vector are left out and counted.
 
     \b
     vecmill index build reviews.parquet -o reviews.collection
     vecmill index build reviews.parquet -o reviews.collection --precision int8
+    vecmill index build reviews.collection
     vecmill index build reviews.collection --kind hnsw --param M=32 --recall-target 0.95
     vecmill index build reviews.parquet -o "postgresql://me@host/db?table=reviews" --kind hnsw
     """  # noqa: D301 - the character by which click keeps the lines
-    settings = _settings(given)
+    wanted = _wanted(given)
     started = time.monotonic()
     if output is None:
         _refuse_for_rebuilding(given)
+        settings = _settings_for_rebuilding(source, wanted)
         described, measured = _rebuilt(source, settings, not_mrl=not_mrl)
         told = {"target": _shown(source), "index": described, "measured": _json(measured)}
         line = f"{_shown(source)}: {described}, {duration(time.monotonic() - started)}"
     else:
+        settings = wanted.settings()
         built, told = _built(source, output, settings, given, not_mrl=not_mrl)
         measured = built.measured
         without = f", {built.without_vector:,} without a vector left out" if built.without_vector else ""
+        described = built.described or "exact"
         kind = built.described or "no index: every search is exact"
         took = duration(time.monotonic() - started)
         line = f"{count(built.rows, 'row')}{without}; {kind}; {took} -> {built.target}"
     if as_json:
         emit(told)
     tell(line)
+    for note in wanted.notes(settings, described):
+        tell(f"note: {note}")
     if measured is not None:
         tell(str(measured))
         if measured.recall < settings.recall_target:
@@ -133,9 +151,9 @@ def add(
     )
     if as_json:
         emit({"added": change.added, "replaced": change.replaced, "without_vector": without})
-    parts = [f"{count(change.added, 'row')} added"]
+    parts = [f"{count(change.added, 'row')} added"] if change.added or not change.replaced else []
     if change.replaced:
-        parts.append(f"{change.replaced:,} of them in place of {count(change.replaced, 'old one')}")
+        parts.append(f"{count(change.replaced, 'row')} replaced")
     if without:
         parts.append(f"{without:,} without a vector left out")
     tell(f"{', '.join(parts)} -> {_shown(collection)}")
@@ -151,28 +169,37 @@ def add(
     help="Ids to delete, one a line.",
 )
 @click.option("--where", metavar="EXPR", help="Delete items that pass: \"stars < 2 and lang = 'en'\".")
+@click.option("--dry-run", is_flag=True, help="Say how many rows would go; nothing is deleted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def delete(
-    collection: str, ids: tuple[str, ...], ids_from: Path | None, where: str | None, as_json: bool
+    collection: str,
+    ids: tuple[str, ...],
+    ids_from: Path | None,
+    where: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Delete items of a collection, by id or by a filter.
+    """Delete items of a collection, by id or by a filter, one of both.
 
     What is deleted is never found again; `vecmill index compact` gives its space back. Ids that are not there
     are said and no error.
     """
-    from vecmill.collection.upkeep import delete_items
+    from vecmill.collection.upkeep import delete_items, would_delete
 
     named = list(ids)
     if ids_from is not None:
         named += [line for line in ids_from.read_text("utf-8").splitlines() if line]
     if not named and where is None:
         raise click.UsageError("say which: --id, --ids-from or --where")
-    change = delete_items(collection, ids=named, where=where)
+    if (ids or ids_from is not None) and where is not None:
+        raise click.UsageError("--where and ids exclude each other: name the items, or say what they pass")
+    change = (would_delete if dry_run else delete_items)(collection, ids=named, where=where)
     missing = [str(one) for one in change.missing]
     if as_json:
-        emit({"deleted": change.deleted, "missing": missing})
+        emit({"deleted": change.deleted, "missing": missing, **({"dry_run": True} if dry_run else {})})
     some = f"; not there: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else ""
-    tell(f"{count(change.deleted, 'row')} deleted from {_shown(collection)}{some}")
+    done = "would be deleted" if dry_run else "deleted"
+    tell(f"{count(change.deleted, 'row')} {done} from {_shown(collection)}{some}")
 
 
 @index.command()
@@ -182,7 +209,11 @@ def info(collection: str, as_json: bool) -> None:
     """Show what a collection holds: rows, bytes, segments, its index and the recall measured."""
     from vecmill.collection.upkeep import describe
 
-    found = describe(collection)
+    show(describe(collection), as_json=as_json)
+
+
+def show(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a collection or a table in PostgreSQL holds, as `upkeep.describe` says it."""
     if as_json:
         emit(found)
         return
@@ -200,7 +231,7 @@ def info(collection: str, as_json: bool) -> None:
         ("space", (found["space"] or "unknown")[:6] if found["space"] else "unknown"),
         ("texts in", found["text_column"] or "none"),
         ("columns", ", ".join(found["columns"]) or "none"),
-        *[("note", note) for note in found.get("notes", ())],
+        *[("note", note) for note in unsaid(found.get("notes", ()))],
     ]
     say(*table(rows))
     if found.get("segments"):
@@ -239,11 +270,52 @@ def compact(collection: str, as_json: bool) -> None:
 index.add_command(advise)
 
 
-def _settings(given: dict[str, Any]) -> IndexSettings:
-    """Take what speaks of the index out of the options."""
-    from vecmill.index.settings import parameters
+_EFFORTS = {
+    "oversample": "oversample",
+    **dict.fromkeys(("ef", "efSearch", "ef_search", "itopk_size"), "ef"),
+    **dict.fromkeys(("nprobe", "probes", "n_probes"), "nprobe"),
+}
+"""How hard to search, by all its names: what calibration decides."""
 
-    kind = given.pop("kind") or "flat"
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What was said of the index: its kind, None where nothing was, and its values by the names given."""
+
+    kind: str | None
+    values: dict[str, object]
+    exact: bool
+
+    def settings(self) -> IndexSettings:
+        """Return the settings of a new index."""
+        from vecmill.index.settings import parameters
+
+        return parameters(self.kind or "flat", self.values)
+
+    def changed(self, stored: IndexSettings | None) -> IndexSettings:
+        """Return the settings of an index that is built again: what was not said stays as it was."""
+        from vecmill.index.settings import changed
+
+        if self.exact or self.kind is not None or stored is None:
+            return self.settings()
+        return changed(stored, self.values)
+
+    def notes(self, settings: IndexSettings, described: str) -> Iterator[str]:
+        """Say what became of what was asked for otherwise than it was."""
+        if (self.kind or "").lower() == "cagra":
+            yield f"cagra is for GPUs: built is a graph on the CPU, hnsw with m {settings.m}"
+        chosen = described.split(", ")
+        given = {_EFFORTS[name]: value for name, value in self.values.items() if name in _EFFORTS}
+        over = [f"{name} {value:g}" for name, value in given.items() if isinstance(value, int | float)]
+        over = [said for said in over if said not in chosen]
+        if over:
+            target = f"--recall-target {settings.recall_target:g}"
+            yield f"{' and '.join(over)} was given; {target} decides that, and chose {described}"
+
+
+def _wanted(given: dict[str, Any]) -> _Wanted:
+    """Take what speaks of the index out of the options."""
+    kind, exact = given.pop("kind"), given.pop("exact")
     values: dict[str, object] = {}
     for item in given.pop("params"):
         name, equals, value = item.partition("=")
@@ -254,7 +326,26 @@ def _settings(given: dict[str, Any]) -> IndexSettings:
         value = given.pop(name)
         if value is not None:
             values[name] = value
-    return parameters(kind, values)
+    if exact and (kind is not None or values):
+        raise click.UsageError("--exact is search without an index: it takes no other options of one")
+    return _Wanted(kind, values, exact)
+
+
+def _settings_for_rebuilding(source: str, wanted: _Wanted) -> IndexSettings:
+    from vecmill.collection.upkeep import stored_settings
+    from vecmill.index.postgres_url import is_address
+    from vecmill.index.storage import is_store
+
+    if not is_address(source) and not is_store(source):
+        raise click.UsageError(
+            f"{_shown(source)} is no collection: say with -o where one is to be made of it"
+        )
+    stored = stored_settings(source) if wanted.kind is None and not wanted.exact else None
+    if stored is None and wanted == _Wanted(None, {}, exact=False):
+        tell(
+            f"note: {_shown(source)} has no index, every search is exact; name one with --kind or --precision"
+        )
+    return wanted.changed(stored)
 
 
 def _value(text: str) -> object:
@@ -279,11 +370,7 @@ def _refuse_for_rebuilding(given: dict[str, Any]) -> None:
 
 def _rebuilt(source: str, settings: IndexSettings, *, not_mrl: bool) -> tuple[str, Measured | None]:
     from vecmill.collection.upkeep import ensure_shortens, manifest_of_target, rebuild_index
-    from vecmill.index.postgres_url import is_address
-    from vecmill.index.storage import is_store
 
-    if not is_address(source) and not is_store(source):
-        raise click.UsageError(f"{source} is no collection: say with -o where one is to be made of it")
     if not not_mrl:
         ensure_shortens(manifest_of_target(source), settings.shorten, _shown(source))
     return rebuild_index(source, settings, progress=tell)
@@ -334,7 +421,7 @@ def _recall(state: dict[str, Any]) -> str:
     if state["measured"] is None:
         return "not measured"
     found = state["measured"]
-    stale = "; stale, build the index again" if state["stale"] else ""
+    stale = "; stale, `vecmill index build` builds the index again" if state["stale"] else ""
     return (
         f"{found['recall']:.4f} [{found['low']:.4f}, {found['high']:.4f}] @{found['k']}, measured at "
         f"{state['built_over']:,} rows{stale}"
@@ -356,7 +443,7 @@ def _shown(target: str) -> str:
     """Return a collection's name for people: an address without its password."""
     from vecmill.index.postgres_url import is_address, shown
 
-    return shown(target) if is_address(target) else target
+    return shown(target) if is_address(target) else without_password(target)
 
 
 class _Told:

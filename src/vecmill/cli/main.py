@@ -22,6 +22,7 @@ from vecmill._version import __version__
 from vecmill.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, OK, USAGE, exit_code
 from vecmill.cli.output import plain, quiet_stdout
 from vecmill.core import errors
+from vecmill.core.addresses import without_password
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("vecmill.cli.embed:embed", "Embed every row of tables into one vector set."),
@@ -121,6 +122,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return USAGE
     except click.ClickException as error:
+        vars(error)["message"] = without_password(error.message)
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
@@ -193,4 +195,4 @@ def _note(
 
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):  # nobody listens
-        click.echo(plain(message, keep_lines=True), err=True)
+        click.echo(plain(without_password(message), keep_lines=True), err=True)

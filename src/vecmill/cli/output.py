@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from vecmill.core.addresses import without_password
+
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]")
 _LINES = re.compile(r"\s*[\r\n\x0b\x0c\x85\u2028\u2029]+\s*")
 _INVISIBLE = {"\u200d", "\u200c"}
@@ -147,7 +149,12 @@ def say(*lines: str) -> None:
 def tell(message: str) -> None:
     """Print one line on stderr: progress, notices, the closing summary. Nobody need be listening."""
     with suppress(OSError):
-        click.echo(plain(message), err=True)
+        click.echo(plain(without_password(message)), err=True)
+
+
+def unsaid(notes: Iterable[str]) -> list[str]:
+    """Return the notes that the log has not said already: it says what is wrong with a server's pgvector."""
+    return [note for note in notes if not note.startswith("pgvector ")]
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vecmill.cli.embed import listed
-from vecmill.cli.output import emit, say, table, tell
+from vecmill.cli.output import emit, say, table, tell, unsaid
 from vecmill.core.errors import InputError
 from vecmill.embedder.background import run_sync
 
@@ -139,7 +139,7 @@ def _read_queries(path: Path) -> Vectors:
 
 
 def _print(results: Sequence[SearchResult], *, as_json: bool, given: dict[str, Any]) -> None:
-    for note in dict.fromkeys(note for result in results for note in result.notes):
+    for note in unsaid(dict.fromkeys(note for result in results for note in result.notes)):
         tell(f"note: {note}")
     for number, result in enumerate(results):
         which = f"query {number}" if len(results) > 1 else ""

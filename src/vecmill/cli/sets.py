@@ -16,11 +16,19 @@ _ALSO = ("long_text", "max_tokens", "tool_version")
 
 
 @click.command()
-@click.argument("vector_set", metavar="SET")
+@click.argument("vector_set", metavar="SET|COLLECTION")
 @click.option("--vector-column", metavar="COLUMN", help="The column of the vectors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
-    """Show what a vector set says about itself."""
+    """Show what a vector set says about itself; of a collection, as `vecmill index info` does."""
+    from vecmill.index.storage import is_store
+
+    if is_store(vector_set):
+        from vecmill.cli.index import show
+        from vecmill.collection.upkeep import describe
+
+        show(describe(vector_set), as_json=as_json)
+        return
     described = _describe(vector_set, vector_column)
     if as_json:
         emit(described)
@@ -48,7 +56,7 @@ def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("vector_set", metavar="SET")
+@click.argument("vector_set", metavar="SET|COLLECTION")
 @click.option(
     "--sample",
     type=click.IntRange(min=0),
@@ -63,14 +71,19 @@ def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
 @click.option("--base-url", metavar="URL", help="Where the hosted model is that made SET.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(vector_set: str, sample: int, model: str | None, base_url: str | None, as_json: bool) -> int:
-    """Check a vector set against itself and its model.
+    """Check a vector set against itself and its model, or the bytes of a collection.
 
     Rows, lengths, nulls, ids, order and doubles are looked at in every row; a sample is computed again. Exit
     code 1 when a check fails. A hosted model is also asked whether it is still the one that made the set; the
     sample costs what embedding it did.
+
+    Of a collection every byte is compared with its checksum, and no more.
     """
+    from vecmill.index.storage import is_store
     from vecmill.jobs.verify import verify as check_set
 
+    if is_store(vector_set):
+        return _verify_collection(vector_set, as_json=as_json)
     report = check_set(vector_set, sample=sample, model=model, base_url=base_url, settings=load_settings())
     if as_json:
         emit(report.describe())
@@ -83,6 +96,22 @@ def verify(vector_set: str, sample: int, model: str | None, base_url: str | None
         cure = f": embed {vector_set} again, by the command that made it and --overwrite" if ours else ""
         tell(f"{count(failed, 'check')} failed{cure}")
     return 0 if report.ok else 1
+
+
+def _verify_collection(path: str, *, as_json: bool) -> int:
+    from vecmill.collection.upkeep import verify_collection
+
+    found = verify_collection(path)
+    if as_json:
+        emit(found)
+    elif found["ok"]:
+        of = f"{count(found['rows'], 'row')} in {count(found['segments'], 'segment')}"
+        say(*table([("ok", "checksums", f"{of}: every byte is what was written")]))
+    else:
+        say(*table([("FAILED", "checksums", found["damage"])]))
+    if not found["ok"]:
+        tell("1 check failed: restore the collection from a copy, or build it again from its vector set")
+    return 0 if found["ok"] else 1
 
 
 def _describe(vector_set: str, vector_column: str | None) -> dict[str, Any]:

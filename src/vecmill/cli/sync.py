@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vecmill.cli.embed import dollars, listed
+from vecmill.cli.embed import dollars, listed, renamed
 from vecmill.cli.exit_codes import exit_code
 from vecmill.cli.output import count, duration, emit, say, table, tell
 from vecmill.cli.progress import ProgressLine
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 @click.option("--template", metavar="TEMPLATE", help="Make the texts.  [default: as TARGET]")
 @click.option("-m", "--model", metavar="MODEL", help="The model.  [default: as TARGET, or minilm]")
 @click.option("--columns", metavar="A,B|none", help="Columns to keep.  [default: all of TABLE]")
+@click.option(
+    "--output-column",
+    "output_columns",
+    multiple=True,
+    metavar="[ROLE=]NAME",
+    help="Of a set that is made: name the vector column, or with ROLE= another one (id, file, row, ...).",
+)
 @click.option(
     "--delete/--no-delete", default=True, show_default=True, help="Delete ids that TABLE no longer has."
 )
@@ -56,6 +63,9 @@ if TYPE_CHECKING:
     "--encoding", metavar="CODEC[:ERRORS]", help="Such as cp1252, or utf-8:replace.  [default: utf-8]"
 )
 @click.option("--delimiter", metavar="CHAR", help="csv and tsv: what separates cells.")
+@click.option(
+    "--no-header", is_flag=True, help="csv and tsv: the first line is a row; columns are c0, c1, ..."
+)
 @click.option("--any-language", is_flag=True, help="Go on where the model does not know most of the words.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt, or the plan, as one JSON object.")
 def sync(source: str, target: str, dry_run: bool, yes: bool, as_json: bool, **given: Any) -> int:
@@ -126,6 +136,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     from vecmill.data.readers import ReadOptions
 
     columns, delimiter = given.pop("columns"), given.pop("delimiter")
+    named, headless = renamed(given.pop("output_columns")), given.pop("no_header")
     read = {
         "encoding": given.pop("encoding"),
         "delimiter": "\t" if delimiter in ("\\t", "tab") else delimiter,
@@ -135,8 +146,10 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
         options["format"] = options.pop("format_")
     if columns is not None:
         options["columns"] = listed(columns)
-    if any(value is not None for value in read.values()):
-        options["read"] = ReadOptions(**read)
+    if named:
+        options["output_column"] = named
+    if headless or any(value is not None for value in read.values()):
+        options["read"] = ReadOptions(**read, header=not headless)
     return options
 
 
@@ -220,7 +233,7 @@ def _show_plan(plan: SyncPlan, cost: Estimate | None, *, as_json: bool) -> None:
 def _summary(receipt: SyncReceipt, seconds: float) -> str:
     """Say in one line how a sync ended; the numbers add up to the rows."""
     if receipt.state == "up to date":
-        return f"up to date: {receipt.target} ({count(receipt.rows, 'row')}); nothing was done"
+        return f"up to date: {receipt.target} ({count(receipt.ids_after, 'id')}); nothing was done"
     parts = [
         f"{receipt.added:,} added",
         f"{receipt.updated:,} updated",

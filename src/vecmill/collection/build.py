@@ -13,13 +13,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vecmill.core import durable
+from vecmill.core.addresses import ensure_path
 from vecmill.core.errors import InputError, WriteError, unknown_name
 from vecmill.core.space import Manifest
-from vecmill.core.types import Id, Metric, Precision, Vectors
+from vecmill.core.types import Id, Metric, Precision, Vectors, choice
 from vecmill.data.vector_set import SetBatch, VectorStream, stream_vectors
+from vecmill.index.codec import CodeSpec, fit
+from vecmill.index.faiss_candidates import faiss_metric
+from vecmill.index.ivf import lists_for
 from vecmill.index.postgres_url import is_address
-from vecmill.index.settings import IndexSettings, Measured
-from vecmill.index.storage import Store, is_store
+from vecmill.index.settings import IndexKind, IndexSettings, Measured
+from vecmill.index.storage import ID, Store, is_store
 from vecmill.index.store_index import build_index
 
 BOOKKEEPING = ("file", "row", "chunks", "warning", "error", "usage")
@@ -123,8 +127,9 @@ def build_collection(
         return build_table(
             stream, str(target), kept, metric, settings, overwrite=overwrite, progress=progress
         )
-    if "://" in str(target):
-        raise InputError(f"{target}: a collection is a local folder, or a postgresql:// URL")
+    ensure_path(target, what="a new collection")
+    if settings is not None:
+        ensure_buildable(settings, metric, stream.dimensions, stream.total_rows)
     return _build_folder(
         stream, Path(os.path.realpath(target)), kept, metric, settings, originals, overwrite, progress, told
     )
@@ -151,6 +156,35 @@ def set_rows(stream: VectorStream, columns: Sequence[str], *, step: int | None =
         yield _joined(waiting)
 
 
+def ensure_buildable(settings: IndexSettings, metric: Metric | str, dimensions: int, rows: int) -> None:
+    """Refuse an index that cannot be, before any work is done for it.
+
+    Args:
+        settings: What is to be built.
+        metric: What "near" means.
+        dimensions: Components of a vector.
+        rows: Vectors there will be, at most.
+
+    Raises:
+        InputError: Kind or precision do not go with the metric, or there are fewer vectors than lists.
+        MissingExtraError: A graph or lists, and faiss is not installed.
+    """
+    metric = choice(Metric, metric, "metric")
+    if settings.is_exact:
+        return
+    if settings.shorten is not None and settings.shorten > dimensions:
+        raise InputError(f"cannot shorten vectors of {dimensions} dimensions to {settings.shorten}")
+    if settings.kind is not IndexKind.FLAT:
+        faiss_metric(metric, settings)
+        if settings.nlist is not None and settings.nlist > rows:
+            raise InputError(
+                f"nlist is {settings.nlist}, but there are {rows:,} vectors: {lists_for(rows)} would suit"
+            )
+    elif settings.precision is not Precision.PQ or metric in (Metric.HAMMING, Metric.JACCARD):
+        one = np.ones((1, dimensions), np.float32)
+        fit(one, CodeSpec(settings.precision, settings.shorten), metric=metric)
+
+
 def text_column_of(stream: VectorStream, columns: Sequence[str]) -> str | None:
     """Return the column that was embedded, where it is among those kept."""
     return stream.text_column if stream.text_column in columns else None
@@ -162,11 +196,24 @@ def may_repeat(manifest: Manifest | None) -> bool:
 
 
 def columns_of(stream: VectorStream, asked: Sequence[str] | None) -> list[str]:
-    """Return the columns a collection takes of a set.
+    """Return the columns a collection takes of a set; a column `id` that is the set's ids is no other column.
 
     Raises:
         UnknownNameError: One that was asked for is not there.
+        InputError: There is a column `id` of something else: filters mean the items' ids by that name.
     """
+    kept = _columns_of(stream, asked)
+    if ID not in kept:
+        return kept
+    if stream.id_column == ID:
+        return [name for name in kept if name != ID]
+    raise InputError(
+        f"{stream.path} has a column {ID!r} that is not its ids, and filters mean the items' ids by that "
+        "name: say that it holds the ids (--id id), name the columns to take (--columns), or rename it"
+    )
+
+
+def _columns_of(stream: VectorStream, asked: Sequence[str] | None) -> list[str]:
     if asked is not None:
         for name in asked:
             if name not in stream.schema.names:

@@ -18,7 +18,7 @@ from vecmill.core.types import Id, IntArray, Metric, Precision
 from vecmill.data.vector_set import VectorStream
 from vecmill.index.postgres import Batch, PostgresTable
 from vecmill.index.postgres_search import Index
-from vecmill.index.settings import IndexKind, IndexSettings
+from vecmill.index.settings import PRECISIONS, IndexKind, IndexSettings
 from vecmill.index.storage import Change
 
 
@@ -107,6 +107,40 @@ def delete_from_table(url: str, ids: Sequence[Id], where: str | None) -> Change:
             condition.check(table.schema)
             chosen += _passing(table, where)
         return table.delete(list(dict.fromkeys(chosen)))
+
+
+def would_delete_from_table(url: str, ids: Sequence[Id], where: str | None) -> Change:
+    """Say what `delete_from_table` would do; nothing is changed."""
+    with PostgresTable.open(url) as table:
+        chosen: list[Id] = [_as_kept(one, table) for one in ids]
+        if where is not None:
+            condition = parse(where)
+            condition.check(table.schema)
+            chosen = _passing(table, where)
+            if not may_repeat(table.manifest):
+                return Change(deleted=len(chosen))
+        rows = {one: len(table.rows_of(one)) for one in dict.fromkeys(chosen)}
+        missing = tuple(one for one, found in rows.items() if not found)
+        return Change(deleted=sum(rows.values()), missing=missing)
+
+
+def settings_of_table(url: str) -> IndexSettings | None:
+    """Return what a table's index was built of, to build it again; None where it has none.
+
+    The recall wanted is the usual one: the server keeps what was found, not what was asked for.
+    """
+    with PostgresTable.open(url) as table:
+        index = table.index
+    if index is None:
+        return None
+    kind = IndexKind(index.kind)
+    options = {
+        name: value for name, value in index.options.items() if name in ("m", "ef_construction", "nlist")
+    }
+    if options.get("nlist") == max(10, index.rows // 1000):
+        del options["nlist"]
+    kept = index.precision if index.precision in PRECISIONS[kind] else Precision.FLOAT32
+    return IndexSettings(kind, kept, **options)
 
 
 def describe_table(url: str) -> dict[str, Any]:

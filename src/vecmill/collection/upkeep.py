@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vecmill.collection.build import Report, columns_of, may_repeat, set_rows
+from vecmill.collection.build import Report, columns_of, ensure_buildable, may_repeat, set_rows
 from vecmill.collection.filters import parse
 from vecmill.core import catalog
-from vecmill.core.errors import InputError, SpaceMismatchError
+from vecmill.core.addresses import ensure_path
+from vecmill.core.errors import InputError, SpaceMismatchError, StorageError
 from vecmill.core.space import Manifest, ensure_comparable
-from vecmill.core.types import Id
+from vecmill.core.types import Id, Metric, Vectors
 from vecmill.data.vector_set import VectorStream, stream_vectors
+from vecmill.index.ivf import lists_for
 from vecmill.index.postgres_url import is_address
 from vecmill.index.settings import IndexSettings, Measured
 from vecmill.index.storage import SEGMENTS, SIDECARS, Change, Compaction, Store
@@ -61,8 +64,8 @@ def add_set(
         from vecmill.collection import build_postgres
 
         change = build_postgres.add_to_table(str(path), stream, names, replace=replace, progress=progress)
-        return change, stream.total_rows - change.added
-    store = Store.open(path)
+        return change, stream.total_rows - change.added - change.replaced
+    store = _store(path)
     ensure_same_space(store.catalogue.manifest, stream, str(path))
     repeated = may_repeat(stream.manifest)
     if not replace:
@@ -76,7 +79,7 @@ def add_set(
         if progress is not None:
             progress(read, stream.total_rows)
     refresh(store)
-    return Change(added=added, replaced=replaced), stream.total_rows - added
+    return Change(added=added, replaced=replaced), stream.total_rows - added - replaced
 
 
 def ensure_same_space(made: Manifest | None, stream: VectorStream, name: str) -> None:
@@ -99,20 +102,19 @@ def delete_items(path: str | Path, *, ids: Sequence[Id] = (), where: str | None 
     """Delete items of a collection by id or by a filter on their columns; on disk when this returns.
 
     Args:
-        path: The collection's folder.
+        path: The collection's folder, or postgresql://….
         ids: Which items. A text that no item is named, but a whole number is, means that number.
         where: `stars < 2 and lang = 'en'`: items with a row that passes.
 
     Raises:
-        InputError: Neither is given, or the filter does not fit the columns.
+        InputError: Neither is given, or both, or the filter does not fit the columns.
     """
-    if not ids and where is None:
-        raise InputError("nothing to delete: name ids, or a filter (--where)")
+    _ensure_one(ids, where)
     if is_address(path):
         from vecmill.collection import build_postgres
 
         return build_postgres.delete_from_table(str(path), ids, where)
-    store = Store.open(path)
+    store = _store(path)
     chosen: list[Id] = list(ids)
     if where is not None:
         chosen += _passing(store, where)
@@ -131,6 +133,40 @@ def delete_items(path: str | Path, *, ids: Sequence[Id] = (), where: str | None 
     return Change(deleted=deleted, missing=tuple(missing))
 
 
+def would_delete(path: str | Path, *, ids: Sequence[Id] = (), where: str | None = None) -> Change:
+    """Say what `delete_items` would do with the same arguments; nothing is changed."""
+    _ensure_one(ids, where)
+    if is_address(path):
+        from vecmill.collection import build_postgres
+
+        return build_postgres.would_delete_from_table(str(path), ids, where)
+    store = _store(path)
+    now = store.snapshot()
+    chosen = list(ids) if where is None else _passing(store, where)
+    rows, missing = set[int](), list[Id]()
+    for one in dict.fromkeys(chosen):
+        found = now.find([one])
+        if not len(found) and _is_number(one):
+            found = now.find([int(one)])
+        rows.update(found.tolist())
+        missing += [] if len(found) else [one]
+    return Change(deleted=len(rows), missing=tuple(missing))
+
+
+def _ensure_one(ids: Sequence[Id], where: str | None) -> None:
+    if not ids and where is None:
+        raise InputError("nothing to delete: name ids, or a filter (--where)")
+    if ids and where is not None:
+        raise InputError(
+            "ids and a filter (where) are two ways to say what goes: give one of them, or delete twice"
+        )
+
+
+def _store(path: str | Path) -> Store:
+    """Open a collection's folder; an address is none, and its password is not said."""
+    return Store.open(ensure_path(path, what="a collection or a table"))
+
+
 def compact(path: str | Path) -> Compaction:
     """Give back the space of deleted items and gather small segments, to the end.
 
@@ -138,7 +174,7 @@ def compact(path: str | Path) -> Compaction:
     """
     if is_address(path):
         raise InputError("PostgreSQL gives back the space of deleted rows by itself (autovacuum)")
-    store = Store.open(path)
+    store = _store(path)
     first = done = store.compact()
     removed, written = done.rows_removed, done.bytes_written
     while not done.complete:
@@ -171,8 +207,54 @@ def rebuild_index(
         with PostgresTable.open(str(path)) as table:
             index = build_postgres.index_table(table, settings)
         return ("exact", None) if index is None else (build_postgres.describe_index(index), index.measured)
-    state = build_index(Store.open(path), settings, progress=progress)
+    store = _store(path)
+    made = store.catalogue
+    ensure_buildable(settings, made.metric, made.dimensions, made.live)
+    state = build_index(store, settings, progress=progress)
     return str(state.settings), state.measured
+
+
+def stored_settings(path: str | Path) -> IndexSettings | None:
+    """Return what the index of a collection was built of, to build it again; None where it has none.
+
+    How many lists suited the rows there were is left to be chosen anew. A server's index is told by its own
+    words: the precision it chose by itself is left to it.
+    """
+    if is_address(path):
+        from vecmill.collection import build_postgres
+
+        return build_postgres.settings_of_table(str(path))
+    state = state_of(_store(path).snapshot())
+    if state.settings.is_exact:
+        return None
+    if state.settings.nlist is not None and state.settings.nlist == lists_for(state.rows):
+        return replace_in(state.settings, nlist=None)
+    return state.settings
+
+
+def verify_collection(path: str | Path) -> dict[str, Any]:
+    """Compare every byte of a collection with its checksums.
+
+    Returns:
+        path, ok, rows, segments, and `damage`: what is wrong in words, None where nothing is.
+
+    Raises:
+        InputError: There is no collection.
+    """
+    try:
+        store = _store(path)
+        store.verify()
+    except StorageError as error:
+        return {"path": str(path), "ok": False, "rows": None, "segments": None, "damage": str(error)}
+    made = store.catalogue
+    segments = len(made.segments)
+    return {"path": str(path), "ok": True, "rows": made.live, "segments": segments, "damage": None}
+
+
+def vectors_of(path: str | Path) -> tuple[Vectors, Manifest | None, Metric]:
+    """Read all vectors of a collection into memory: (n, d) float32, what made them, what near means."""
+    now = _store(path).snapshot()
+    return now.fetch(np.flatnonzero(now.live)), now.catalogue.manifest, now.catalogue.metric
 
 
 def manifest_of_target(path: str | Path) -> Manifest | None:
@@ -182,7 +264,7 @@ def manifest_of_target(path: str | Path) -> Manifest | None:
 
         with PostgresTable.open(str(path)) as table:
             return table.manifest
-    return Store.open(path).catalogue.manifest
+    return _store(path).catalogue.manifest
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -192,7 +274,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
         return build_postgres.describe_table(str(path))
     folder = Path(path)
-    store = Store.open(folder)
+    store = _store(path)
     now = store.snapshot()
     catalogue, state = now.catalogue, state_of(now)
     item_bytes = 2 if catalogue.precision.value == "float16" else 4
@@ -229,6 +311,7 @@ def describe(path: str | Path) -> dict[str, Any]:
             "reached": state.reached,
             "built_over": state.rows,
             "fresh": state.fresh,
+            "gone": state.gone,
             "stale": state.is_stale,
         },
         "model": None if made is None else made.model,

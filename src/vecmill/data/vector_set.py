@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vecmill.core.addresses import ensure_path
 from vecmill.core.errors import CorruptFileError, InputError, unknown_name
 from vecmill.core.space import Manifest
 from vecmill.core.types import IntArray, Vectors
@@ -127,7 +128,7 @@ def read_vectors(
         CorruptFileError: The file is damaged, or a row has numbers that cannot be a vector.
         FormatVersionError: A later version of this package wrote it.
     """
-    file = open_set_file(Path(path))
+    file = open_set_file(ensure_path(path))
     column = _vector_column(file, vector_column)
     vectors, rows = _gather(file, column)
     dimensions = vectors.shape[1]
@@ -160,7 +161,7 @@ def read_manifest(path: str | Path) -> Manifest | None:
         CorruptFileError: The file is damaged.
         FormatVersionError: A later version of this package wrote it.
     """
-    return peek_manifest(Path(path))
+    return peek_manifest(ensure_path(path))
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -170,7 +171,7 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> Iterator[pa.Record
         UnknownNameError: There is no such column.
         CorruptFileError: The file is damaged.
     """
-    file = open_set_file(Path(path))
+    file = open_set_file(ensure_path(path))
     for name in columns:
         if name not in file.schema.names:
             raise unknown_name("column", name, file.schema.names)
@@ -210,6 +211,11 @@ class VectorStream:
     schema: pa.Schema
     _file: SetFile = field(repr=False, compare=False)
     _id_column: str | None = field(repr=False, compare=False)
+
+    @property
+    def id_column(self) -> str | None:
+        """The column of the ids; None where they stand elsewhere or are row numbers."""
+        return _id_column(self._file, self._id_column)
 
     def batches(self, columns: Sequence[str] = (), *, step: int = 16_384) -> Iterator[SetBatch]:
         """Read all rows in order, at most `step` at once, in bounded memory where the file allows it.
@@ -270,7 +276,7 @@ def stream_vectors(
 
     Cost: the manifest and the schema; of a file that does not say how long its vectors are, the first ones.
     """
-    file = open_set_file(Path(path))
+    file = open_set_file(ensure_path(path))
     column = _vector_column(file, vector_column)
     _id_column(file, id_column)
     manifest = _speaking_of(file, column)
@@ -318,11 +324,12 @@ def _vector_column(file: SetFile, asked: str | None) -> str:
         return str(found[0] if len(found) == 1 else usual[0])
     if found:
         raise InputError(
-            f"{file.path} has several columns of vectors: {', '.join(found)}; name one with vector_column"
+            f"{file.path} has several columns of vectors: {', '.join(found)}; name one with "
+            "vector_column (--vector-column)"
         )
     raise InputError(
         f"{file.path} has no column of vectors; its columns: {', '.join(names) or 'none'}; if one holds them "
-        "as JSON lists, name it with vector_column"
+        "as JSON lists, name it with vector_column (--vector-column)"
     )
 
 
@@ -431,7 +438,9 @@ def _block(
         values = _parsed(values, row, where)
         kind = values.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise InputError(f"{where} holds {kind}, not vectors; name another with vector_column")
+        raise InputError(
+            f"{where} holds {kind}, not vectors; name another with vector_column (--vector-column)"
+        )
     if len(absent):
         mask = np.zeros(len(values), dtype=bool)
         mask[absent] = True
@@ -448,7 +457,9 @@ def _block(
         )
     numbers = flat.to_numpy(zero_copy_only=False)
     if numbers.dtype.kind not in "fiu":
-        raise InputError(f"{where} holds {kind}, not vectors; name another with vector_column")
+        raise InputError(
+            f"{where} holds {kind}, not vectors; name another with vector_column (--vector-column)"
+        )
     return numbers.reshape(-1, width), present
 
 

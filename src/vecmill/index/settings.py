@@ -146,7 +146,8 @@ class IndexSettings:
 class Measured:
     """The recall measured when an index was built, on held-back rows of the data itself.
 
-    It holds for queries like those rows: others may find less, see `calibrate`.
+    It holds for queries like those rows. A query farther from what is found than they were is searched for
+    harder (`RescoredIndex`); nothing was measured for it.
 
     Attributes:
         recall: Mean recall@k over the queries, 0 to 1.
@@ -154,6 +155,8 @@ class Measured:
         k: Neighbours looked at.
         queries: Rows held back and searched for, or queries given.
         rows: Rows that were searched.
+        far: The distance of the first, ..., k-th neighbour that one query in twenty exceeded; None where
+            nobody looked.
     """
 
     recall: float
@@ -162,6 +165,7 @@ class Measured:
     k: int
     queries: int
     rows: int
+    far: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         return (
@@ -171,7 +175,7 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON's types; `from_json` is the way back."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "far": None if self.far is None else list(self.far)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measured:
@@ -185,9 +189,11 @@ class Measured:
         try:
             recall, low, high = (_number(name, data[name]) for name in ("recall", "low", "high"))
             k, queries, rows = (operator.index(data[name]) for name in ("k", "queries", "rows"))
+            far = data.get("far")  # indexes of before have none
+            far = None if far is None else tuple(_number("far", distance) for distance in far)
         except (InputError, KeyError, TypeError) as error:
             raise CorruptFileError(f"the recall of an index is damaged: {error!r}; build it again") from error
-        return cls(recall, low, high, k, queries, rows)
+        return cls(recall, low, high, k, queries, rows, far)
 
 
 ALGORITHMS: Mapping[str, tuple[IndexKind, Precision]] = {
@@ -270,23 +276,53 @@ def parameters(kind: IndexKind | str, given: Mapping[str, object]) -> IndexSetti
     if name not in ALGORITHMS:
         raise unknown_name("kind of index", str(kind), ALGORITHMS)
     what, precision = ALGORITHMS[name]
+    values, taken = _own_values(name, what, given)
+    settings = IndexSettings(**{"precision": precision, **values, "kind": what})
+    if name in ("ivfpq", "ivf_pq") and settings.precision is not Precision.PQ:
+        raise InputError(f"{kind} keeps pq codes; for precision {settings.precision.value!r} name kind 'ivf'")
+    _refuse_pq_only(settings, taken)
+    return settings
+
+
+def changed(stored: IndexSettings, given: Mapping[str, object]) -> IndexSettings:
+    """Return settings of the same kind with some values changed; what is not given stays as it was.
+
+    Args:
+        stored: What there is.
+        given: Name to value, by the names `parameters` takes.
+
+    Raises:
+        UnknownNameError, InputError: As `parameters`.
+    """
+    values, taken = _own_values(stored.kind.value, stored.kind, given)
+    if choice(Precision, values.get("precision", stored.precision), "precision") is not Precision.PQ:
+        values = {"pq_parts": None, "pq_bits": 4, **values}
+    settings = dataclasses.replace(stored, **values)
+    _refuse_pq_only(settings, taken)
+    return settings
+
+
+def _own_values(
+    algorithm: str, kind: IndexKind, given: Mapping[str, object]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return values by our names, and by what name each was given."""
     values: dict[str, Any] = {}
     taken: dict[str, str] = {}
     for theirs, value in given.items():
-        ours = _own_name(name, what, theirs)
+        ours = _own_name(algorithm, kind, theirs)
         if ours == "graph_degree":
             ours, value = "m", _half(value)
         if ours in taken:
             raise InputError(f"{taken[ours]!r} and {theirs!r} mean the same; give one of them")
         taken[ours] = theirs
         values[ours] = value
-    settings = IndexSettings(**{"precision": precision, **values, "kind": what})
-    if name in ("ivfpq", "ivf_pq") and settings.precision is not Precision.PQ:
-        raise InputError(f"{kind} keeps pq codes; for precision {settings.precision.value!r} name kind 'ivf'")
-    extra = [taken[own] for own in values if own in _PQ_ONLY]
+    return values, taken
+
+
+def _refuse_pq_only(settings: IndexSettings, taken: Mapping[str, str]) -> None:
+    extra = [theirs for ours, theirs in taken.items() if ours in _PQ_ONLY]
     if extra and settings.precision is not Precision.PQ:
         raise InputError(f"{extra[0]!r} applies to pq codes only; name kind 'ivfpq', or leave it out")
-    return settings
 
 
 def _own_name(algorithm: str, kind: IndexKind, theirs: str) -> str:

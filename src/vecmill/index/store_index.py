@@ -20,6 +20,7 @@ from vecmill.core import durable
 from vecmill.core.errors import InputError, StorageError
 from vecmill.core.types import IntArray, Mask, Metric, Neighbors, Vectors
 from vecmill.core.vectors import merged
+from vecmill.index import calibrate as calibration
 from vecmill.index.base import Candidates
 from vecmill.index.build import calibrate
 from vecmill.index.catalogue import NAME
@@ -51,6 +52,7 @@ class IndexState:
         reached: Whether that reached the target.
         rows: Rows it was built over.
         fresh: Rows added since that no graph or list knows; they are compared exactly. Codes know all rows.
+        gone: Rows a graph or lists were built over that are deleted now, and only stand in their way.
     """
 
     settings: IndexSettings
@@ -58,11 +60,12 @@ class IndexState:
     reached: bool
     rows: int
     fresh: int
+    gone: int = 0
 
     @property
     def is_stale(self) -> bool:
-        """Whether a fifth of the rows are unknown to the graph: searches slow down, build it again."""
-        return self.fresh > 0.2 * max(1, self.rows)
+        """Whether a fifth of the rows are unknown to the graph, or of its own are gone: build it again."""
+        return max(self.fresh, self.gone) > 0.2 * max(1, self.rows)
 
 
 class SnapshotIndex:
@@ -168,12 +171,26 @@ class SnapshotIndex:
         inside[inside] = self.snapshot.rows[at[inside]] == rows[inside]
         self._covered = np.zeros(len(self.snapshot), np.bool_)
         self._covered[at[inside]] = True
-        self._found = self._rescored(_Placed(graph, np.where(inside, at, -1), len(self.snapshot)))
+        positions = np.where(inside, at, -1)
 
-    def _rescored(self, candidates: Candidates) -> RescoredIndex:
+        def harder(times: int) -> Candidates:
+            return _Placed(calibration.harder(graph, times), positions, len(self.snapshot))
+
+        self._found = self._rescored(_Placed(graph, positions, len(self.snapshot)), harder)
+
+    def _rescored(
+        self, candidates: Candidates, harder: Callable[[int], Candidates] | None = None
+    ) -> RescoredIndex:
         self._candidates = candidates
+        with _believing(self.snapshot):
+            measured = Measured.from_json((self.snapshot.catalogue.index or {})["measured"])
         return RescoredIndex(
-            candidates, self.snapshot, metric=self.metric, oversample=self.settings.oversample
+            candidates,
+            self.snapshot,
+            metric=self.metric,
+            oversample=self.settings.oversample,
+            far=measured.far,
+            harder=harder,
         )
 
 
@@ -366,13 +383,15 @@ def state_of(snapshot: Snapshot) -> IndexState:
     settings, rows = _settings_of(snapshot), snapshot.catalogue.live
     if described is None:
         return IndexState(settings, None, reached=True, rows=rows, fresh=0)
-    fresh = 0
+    fresh = gone = 0
     with _believing(snapshot):
         if settings.kind is not IndexKind.FLAT:
             first = int(np.searchsorted(snapshot.rows, int(described["next_row"])))
             fresh = int(np.count_nonzero(snapshot.live[first:]))
+            gone = max(0, int(described["rows"]) - (rows - fresh))
         measured = Measured.from_json(described["measured"])
-        return IndexState(settings, measured, bool(described["reached"]), int(described["rows"]), fresh)
+        reached, over = bool(described["reached"]), int(described["rows"])
+        return IndexState(settings, measured, reached, over, fresh, gone)
 
 
 @contextmanager

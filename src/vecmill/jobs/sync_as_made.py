@@ -33,7 +33,7 @@ def as_made(target: SyncTarget, options: Mapping[str, Any], settings: Settings) 
     taken = {
         **_model(made, given, settings),
         **_texts(made, given, target),
-        **_columns(made, target),
+        **_columns(made, given, target),
     }
     for name in ("long_text", "input_type"):
         taken[name] = _agreed(name, given.get(name), getattr(made, name), target.name)
@@ -64,13 +64,20 @@ def _texts(made: Manifest, given: Mapping[str, Any], target: SyncTarget) -> dict
     return {"text": _agreed("text", text, target.text_column, name)}
 
 
-def _columns(made: Manifest, target: SyncTarget) -> dict[str, Any]:
-    """Give the columns the names they have."""
+def _columns(made: Manifest, given: Mapping[str, Any], target: SyncTarget) -> dict[str, Any]:
+    """Give the columns the names they have; other names are refused."""
     names = dict(made.renamed)
     if made.vector != "embedding":
         names["embedding"] = made.vector
     if made.template is not None and made.text not in (None, "text"):
         names["text"] = str(made.text)
+    for role, asked in (given.get("output_column") or {}).items():
+        name = names.get(role, role)
+        if name != asked:
+            raise InputError(
+                f"{target.name} names its column of {role} {name!r}, not {asked!r}: leave out "
+                "--output-column, or sync into another target"
+            )
     usage = made.column("usage") in target.columns and target.kind == "set"
     return {"output_column": names, "usage": usage}
 

@@ -139,8 +139,7 @@ class SyncPlan:
     @property
     def too_many_gone(self) -> bool:
         """Whether so much would be deleted that somebody must say that it is meant."""
-        most = self.diff.gone_ids > MOST_GONE * self.diff.target_ids
-        return self.delete and most and not self.delete_most
+        return refused(self.diff, delete=self.delete, delete_most=self.delete_most)
 
     def ensure_deletes_are_meant(self) -> None:
         """Refuse to delete most of a target.
@@ -185,6 +184,11 @@ class SyncPlan:
             ids_after=diff.target_ids + int(added.sum()) + (new if keeps_all else 0) - deleted,
             **more,
         )
+
+
+def refused(diff: Diff, *, delete: bool, delete_most: bool) -> bool:
+    """Say whether a sync would delete more than half of its target's ids though nobody said so."""
+    return delete and not delete_most and diff.gone_ids > MOST_GONE * diff.target_ids
 
 
 @asynccontextmanager
@@ -241,8 +245,14 @@ async def prepare_sync(
             plan.discard()
             if provider is None:
                 await plan.provider.close()
-            if state.is_dir() and not any(state.iterdir()):
+            if _is_idle(state):
                 durable.remove_tree(state)
+
+
+def _is_idle(state: Path) -> bool:
+    """Say whether the folder of a sync holds no job that was begun: its rows can be written again."""
+    names = [entry.name for entry in state.iterdir()] if state.is_dir() else ["none"]
+    return all(name.startswith("changes-") and name.endswith(".arrow") for name in names)
 
 
 @contextmanager
@@ -272,7 +282,7 @@ async def _compared(
         )
     if target.manifest is not None and table.provider.info.dimensions:
         ensure_comparable(target.manifest, table.manifest, what=target.name)
-    if not isinstance(target, SetTarget):
+    if not isinstance(target, SetTarget) and table.rows:  # without rows a type says nothing
         kept = pa.schema([table.layout.schema.field(name) for name in table.layout.kept])
         cast("ChangingTarget", target).ensure_takes(kept)
     numbers = await asyncio.to_thread(target.numbers)
@@ -280,7 +290,7 @@ async def _compared(
     work = None
     if isinstance(target, SetTarget) and not target.exists:
         work = table
-    elif diff.to_embed.any():
+    elif diff.to_embed.any() and not (ask and refused(diff, delete=delete, delete_most=delete_most)):
         work = await _work(table, diff, state, made, ask=ask)
     known = {table.layout.names[role] for role in table.layout.names}
     there = set(target.columns)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from vecmill.collection.build import build_collection, columns_of, set_rows
 from vecmill.core import durable
+from vecmill.core.addresses import ensure_path
 from vecmill.core.config import Settings
 from vecmill.core.errors import InputError
 from vecmill.core.space import Manifest
@@ -130,9 +131,7 @@ def open_target(target: str | Path, settings: Settings) -> SyncTarget:
         from vecmill.jobs.sync_postgres import PostgresTarget
 
         return PostgresTarget.open(text, settings)
-    if "://" in text:
-        raise InputError(f"{text}: a table is synced into a local set or collection, or a postgresql:// URL")
-    path = Path(text).absolute()
+    path = ensure_path(target, what="a set, a collection or a table").absolute()
     if is_store(path) or (path.suffix == ".collection" and not path.exists()):
         return StoreTarget.open(path)
     return SetTarget.open(path)
@@ -325,9 +324,10 @@ class StoreTarget:
         state = state_of(store.snapshot())
         if not state.is_stale:
             return None
+        changed = f"{state.fresh:,} rows came and {state.gone:,} went"
         return (
-            f"{state.fresh:,} rows came since the index of {self.path} was built, they are compared one by "
-            f"one: `vecmill index build {self.path}` with the same options builds it again"
+            f"{changed} since the index of {self.path} was built, and searches are slower for it: `vecmill "
+            f"index build {self.path}` builds it again"
         )
 
     def set_columns(self, ids: list[Id], columns: pa.Table) -> None:

@@ -129,6 +129,24 @@ def test_codes_on_disk_are_their_payload_and_a_little(tmp_path: Path, precision:
     assert 0 < size - 1100 * {Precision.INT8: 1536, Precision.BINARY: 192}[precision] < 4096
 
 
+def test_a_graph_is_stale_when_a_fifth_of_its_rows_are_gone(store: Store) -> None:
+    pytest.importorskip("faiss")
+    state = build_index(store, IndexSettings(kind=IndexKind.HNSW))
+    now = store.snapshot()
+    ids = now.ids(np.flatnonzero(now.live))
+    few = int(0.2 * state.rows)
+    store.delete(ids[:few])
+    state = state_of(store.snapshot())
+    assert (state.gone, state.fresh, state.is_stale) == (few, 0, False)
+    store.delete(ids[few : few + 1])
+    store.add(["fresh"], vectors(1, seed=9))
+    state = state_of(store.snapshot())
+    assert (state.gone, state.fresh, state.is_stale) == (few + 1, 1, True)
+    assert not build_index(store, IndexSettings(precision=Precision.INT8)).gone
+    store.delete(ids[few + 1 :])
+    assert not state_of(store.snapshot()).is_stale  # codes are scanned one by one: what is gone costs little
+
+
 def test_another_metric_or_exact_compares_with_all(store: Store) -> None:
     build_index(store, IndexSettings(precision=Precision.BINARY, recall_target=0.5))
     queries = vectors(5, 2)
@@ -312,3 +330,39 @@ def test_a_catalogue_that_says_nonsense_of_its_index_is_refused(
     store.set_index(described)
     with pytest.raises(CorruptFileError, match=r"of (the|an) index"):
         SnapshotIndex(store.snapshot())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        IndexSettings(precision=Precision.BINARY, recall_target=0.9),
+        IndexSettings(kind=IndexKind.HNSW, m=6, ef_construction=60, recall_target=0.9),
+    ],
+    ids=str,
+)
+def test_queries_a_filter_takes_far_are_searched_for_harder_unless_the_index_is_older(
+    tmp_path: Path, settings: IndexSettings
+) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, 32), np.float32)
+    rows = centres[rng.integers(0, 40, 4000)] + np.float32(0.3) * rng.standard_normal((4000, 32), np.float32)
+    scattered = rng.random(4000) < 0.15
+    rows[scattered] = rng.standard_normal((int(scattered.sum()), 32), np.float32)
+    queries = rng.standard_normal((60, 32), np.float32)
+    store = Store.create(tmp_path / "c", dimensions=32)
+    store.add(range(4000), rows)
+    build_index(store, settings)
+    now = store.snapshot()
+    truth = SnapshotIndex(now).search(queries, 10, allowed=~scattered, exact=True).distances[:, 9:]
+
+    def found() -> float:
+        index = SnapshotIndex(store.snapshot())
+        return float((index.search(queries, 10, allowed=~scattered).distances <= truth).mean())
+
+    assert found() >= 0.9
+    described = now.catalogue.index
+    assert described is not None
+    assert len(described["measured"]["far"]) == 10
+    older = {name: value for name, value in described["measured"].items() if name != "far"}
+    store.set_index({**described, "measured": older})
+    assert found() < 0.89

@@ -220,6 +220,47 @@ def test_most_of_a_target_is_deleted_only_where_that_is_meant(
 
 
 @pytest.mark.parametrize("name", TARGETS)
+def test_a_table_without_rows_empties_a_target_only_where_that_is_meant(
+    write: Write, tmp_path: Path, name: str
+) -> None:
+    target = tmp_path / name
+    sync(write(ROWS), target, text="title")
+    with pytest.raises(InputError, match=r"11 of the 11 ids .* --delete-most"):
+        sync(write([]), target)
+    assert held(target) == expected(ROWS)
+    receipt = sync(write([]), target, delete_most=True)
+    assert (receipt.deleted, receipt.ids_after) == (11, 0)
+    assert not held(target)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_sync_that_was_refused_leaves_nothing_behind(write: Write, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    sync(write(ROWS), target, text="title")
+    with pytest.raises(InputError, match="--delete-most"):
+        sync(write([*CHANGED[:1], ROWS[0]]), target)
+
+    async def declined() -> None:
+        await Channel.to(provider(), load_settings()).probe()
+        async with prepare_sync([write(CHANGED)], target, provider=provider(), id_column="sku") as plan:
+            assert plan.work is not None
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(declined())
+    assert leftovers(tmp_path) == []
+    assert sync(write(CHANGED), target).added == 2
+
+
+def test_columns_keep_the_names_a_set_has(write: Write, tmp_path: Path) -> None:
+    target, names = tmp_path / "o.parquet", {"embedding": "vec"}
+    sync(write(ROWS), target, text="title", output_column=names)
+    assert sync(write(ROWS), target, output_column=names).state == "up to date"
+    with pytest.raises(InputError, match=r"'vec', not 'other': leave out --output-column"):
+        sync(write(ROWS), target, output_column={"embedding": "other"})
+
+
+@pytest.mark.parametrize("name", TARGETS)
 def test_two_rows_of_one_id_are_refused_by_name(write: Write, tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     sync(write(ROWS), target, text="title")
