@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy.typing as npt
 import pyarrow as pa
 
-from vecmill.collection.collection_items import CollectionItems
+from vecmill.collection.collection_items import CollectionItems, Item
+from vecmill.collection.given import as_table, listed_texts, long_text_of, with_texts
 from vecmill.core.config import Settings
-from vecmill.core.errors import InputError
+from vecmill.core.errors import Error, InputError, TextTooLongError
 from vecmill.core.space import Manifest, ensure_comparable
-from vecmill.core.types import Id, Metric, Precision
+from vecmill.core.types import Id, LongText, Metric, Precision
 from vecmill.embedder.background import run_sync
 from vecmill.embedder.embedder import AsyncEmbedder
-from vecmill.index.settings import IndexKind, IndexSettings
+from vecmill.index.keys import listed
+from vecmill.index.settings import IndexKind
+from vecmill.index.settings import parameters as settings_of
 from vecmill.index.storage import Change, Compaction, Store
 from vecmill.index.store_index import IndexState, build_index, refresh, state_of
 
@@ -64,6 +68,7 @@ class Collection:
         dimensions: int | None = None,
         metric: Metric | str = Metric.COSINE,
         precision: Precision | str = Precision.FLOAT32,
+        long_text: str = "error",
         settings: Settings | None = None,
     ) -> Self:
         """Make an empty collection.
@@ -75,16 +80,20 @@ class Collection:
                 the model's, for models that allow it.
             metric: What "near" means.
             precision: float32, or float16: half the disk.
+            long_text: What becomes of texts of more tokens than the model takes: "error" (with the exact
+                count), "average" (of their parts) or "truncate". Kept: every `add` and `update` does so.
             settings: None reads environment and `vecmill.toml`.
 
         Raises:
-            InputError: The folder holds something.
+            InputError: The folder holds something, or `long_text` is "chunks".
             UnknownNameError: No such model or metric.
             ProviderError: A hosted model had to be asked for its size, and failed.
         """
-        manifest = None
+        policy, manifest = long_text_of(None, long_text), None
         if model is not None or dimensions is None:
-            manifest = run_sync(_manifest(model, dimensions, settings))
+            manifest = replaced(run_sync(_manifest(model, dimensions, settings)), long_text=policy.value)
+        elif policy is not LongText.ERROR:
+            raise InputError("long_text is for texts, and vectors from anywhere have none: name a model")
         Store.create(
             path,
             dimensions=manifest.dimensions if manifest is not None else dimensions or 0,
@@ -125,6 +134,8 @@ class Collection:
         vectors: npt.ArrayLike | None = None,
         columns: object | None = None,
         replace: bool = False,
+        long_text: str | None = None,
+        empty: str = "error",
     ) -> Change:
         """Add items by their texts or their vectors, all or none. On disk when this returns.
 
@@ -134,13 +145,27 @@ class Collection:
             vectors: (n, d) instead of embedding; with `texts` too, the texts are kept beside them.
             columns: n rows of other columns: a dict of lists, or any frame.
             replace: Items with the same id give way; otherwise they are an error.
+            long_text: "error", "average" or "truncate" for this call; None does what the collection was made
+                with (`create`, or the job whose set it was built from).
+            empty: "error", or "embed" for texts without a letter.
 
         Raises:
+            TextTooLongError: A text has too many tokens, and `long_text` is "error".
             InputError: Ids are repeated or there already, lengths differ, or nothing says how to embed.
             ProviderError: The model failed; nothing was added.
             WriteError: The disk is full; nothing was added.
         """
-        return run_sync(self.add_async(ids, texts, vectors=vectors, columns=columns, replace=replace))
+        return run_sync(
+            self.add_async(
+                ids,
+                texts,
+                vectors=vectors,
+                columns=columns,
+                replace=replace,
+                long_text=long_text,
+                empty=empty,
+            )
+        )
 
     async def add_async(
         self,
@@ -150,13 +175,17 @@ class Collection:
         vectors: npt.ArrayLike | None = None,
         columns: object | None = None,
         replace: bool = False,
+        long_text: str | None = None,
+        empty: str = "error",
     ) -> Change:
         """Add items; see `add`."""
+        policy, named = long_text_of(self.manifest, long_text), listed(ids)
+        texts = listed_texts(texts, len(named))
         self._ensure_embeds(texts, vectors)
-        named, table = _as_ids(ids), self._given(texts, columns)
+        table = self._given(texts, columns)
         if vectors is None:  # before anything is paid for
             await asyncio.to_thread(self._store.ensure_addable, named, table, replace=replace)
-        made = await self._vectors(texts, vectors)
+        made = await self._vectors(texts, vectors, policy, empty)
         change = await asyncio.to_thread(self._store.add, named, made, table, replace=replace)
         await asyncio.to_thread(refresh, self._store)
         return change
@@ -168,6 +197,8 @@ class Collection:
         *,
         vectors: npt.ArrayLike | None = None,
         columns: object | None = None,
+        long_text: str | None = None,
+        empty: str = "error",
     ) -> Change:
         """Change items that are there: texts with their vectors, or columns alone. On disk when this returns.
 
@@ -176,7 +207,9 @@ class Collection:
         Raises:
             UnknownNameError: An id is not there; nothing was changed.
         """
-        return run_sync(self.update_async(ids, texts, vectors=vectors, columns=columns))
+        return run_sync(
+            self.update_async(ids, texts, vectors=vectors, columns=columns, long_text=long_text, empty=empty)
+        )
 
     async def update_async(
         self,
@@ -185,27 +218,67 @@ class Collection:
         *,
         vectors: npt.ArrayLike | None = None,
         columns: object | None = None,
+        long_text: str | None = None,
+        empty: str = "error",
     ) -> Change:
         """Change items that are there; see `update`."""
         if texts is None and vectors is None and columns is None:
             raise InputError("nothing to update: give texts, vectors or columns")
         changes_vectors = texts is not None or vectors is not None
+        policy, named = long_text_of(self.manifest, long_text), listed(ids)
+        texts = listed_texts(texts, len(named))
         if changes_vectors:
             self._ensure_embeds(texts, vectors)
-        named, table, made = _as_ids(ids), self._given(texts, columns), None
+        table, made = self._given(texts, columns), None
         if changes_vectors:
             if vectors is None:  # before anything is paid for
                 await asyncio.to_thread(self._store.ensure_there, named, table)
-            made = await self._vectors(texts, vectors)
+            made = await self._vectors(texts, vectors, policy, empty)
         change = await asyncio.to_thread(
             self._store.update, named, vectors=made, columns=table, all_or_none=True
         )
         await asyncio.to_thread(refresh, self._store)
         return change
 
-    def delete(self, ids: Sequence[object]) -> Change:
-        """Delete items; ids that are not there are listed in `Change.missing`. On disk when this returns."""
-        return self._store.delete(_as_ids(ids))
+    def delete(self, ids: Sequence[object] | None = None, *, where: str | None = None) -> Change:
+        """Delete items by their ids, or those that pass a filter. On disk when this returns.
+
+        Args:
+            ids: Those that are not there are listed in `Change.missing`.
+            where: `stars < 2 and lang = 'en'`: items with a row that passes.
+
+        Raises:
+            InputError: Both are given, or neither, or the filter does not fit the columns.
+        """
+        if (ids is None) == (where is None):
+            raise InputError("give ids or where (a filter), one of them: it says what is deleted")
+        return self._store.delete(self.items().passing(where) if where is not None else listed(ids or []))
+
+    def get(self, ids: Sequence[object]) -> list[Item | None]:
+        """Return the items of ids, in their order: `Item(id, text, columns)`, None for an id nobody has.
+
+        Of an id with several rows (the chunks of a text) it is the first.
+        """
+        return self.items().get(ids)
+
+    def ids(self) -> list[Id]:
+        """Return all ids, each once, oldest rows first."""
+        return self.items().all_ids()
+
+    def __contains__(self, item: object) -> bool:
+        """Say whether an id is there; 1 and "1" are two ids. What can be no id is not there."""
+        try:
+            return bool(len(self.items().snapshot.find([item])))
+        except InputError:
+            return False
+
+    def __repr__(self) -> str:
+        try:
+            made, known = self._store.catalogue, self.manifest
+        except Error as error:
+            return f"<Collection {self.path}: {type(error).__name__}>"
+        model = "" if known is None else f", {known.model}"
+        return f"<Collection {self.path}: {made.live:,} rows, {made.dimensions} dimensions{model}>"
 
     def search(self, query: str | npt.ArrayLike, **options: Unpack[SearchKeywords]) -> SearchResult:
         """Find the items nearest to a text or a vector; options as `vecmill.search`."""
@@ -230,7 +303,7 @@ class Collection:
         self,
         *,
         kind: IndexKind | str = IndexKind.FLAT,
-        precision: Precision | str = Precision.INT8,
+        precision: Precision | str | None = None,
         recall_target: float = 0.99,
         k: int = 10,
         progress: Callable[[str], None] | None = None,
@@ -239,21 +312,27 @@ class Collection:
         """Compress or index what the collection holds, to find neighbours faster; measured on its own rows.
 
         Args:
-            kind: "flat" (codes scanned one by one), "hnsw" or "ivf" (`[ann]`).
-            precision: How candidates are kept: "int8", "binary", "pq", "float16", "float32".
+            kind: "flat" (codes scanned one by one), "hnsw" or "ivf" (`[ann]`), or as other libraries name
+                them: "ivfflat", "ivfpq", "cagra".
+            precision: How candidates are kept: "int8", "binary", "pq", "float16", "float32"; None: int8, or
+                what the name of another library means.
             recall_target: The share of true neighbours wanted at `k`; how hard to search is chosen for it.
             k: Neighbours recall is measured at.
             progress: Told what is being done.
-            **parameters: Other fields of `IndexSettings`: shorten, m, ef_construction, nlist.
+            **parameters: Other fields of `IndexSettings` (shorten, m, ef_construction, nlist) by these names
+                or those of hnswlib, faiss, pgvector, Spark RAPIDS ML: M, efConstruction, lists, n_bits.
 
         Raises:
+            UnknownNameError: No such kind, precision or parameter; the message lists close ones.
             InputError: The collection is empty, or settings do not fit together.
             MissingExtraError: A graph or lists without faiss installed.
         """
-        settings = IndexSettings(
-            kind=IndexKind(kind), precision=Precision(precision), recall_target=recall_target, **parameters
-        )
-        return build_index(self._store, settings, k=k, progress=progress)
+        given: dict[str, Any] = {"recall_target": recall_target, **parameters}
+        if precision is not None or str(kind).lower() in list(IndexKind):
+            given["precision"] = Precision.INT8 if precision is None else precision
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InputError(f"k is {k!r}: recall is measured at a whole number of neighbours, 1 or more")
+        return build_index(self._store, settings_of(kind, given), k=k, progress=progress)
 
     def index_state(self) -> IndexState:
         """Return what index it has, its measured recall, and how well it fits what is held now."""
@@ -273,10 +352,10 @@ class Collection:
         """
         self._store.verify()
 
-    def _given(self, texts: Sequence[str] | None, columns: object | None) -> pa.Table | None:
+    def _given(self, texts: list[str] | None, columns: object | None) -> pa.Table | None:
         """Return the columns that are kept, texts among them."""
-        table = _as_table(columns)
-        return table if texts is None else _with_texts(table, self._text_column(), texts)
+        table = as_table(columns)
+        return table if texts is None else with_texts(table, self._text_column(), texts)
 
     def _text_column(self) -> str:
         column = self._store.catalogue.text_column
@@ -295,7 +374,9 @@ class Collection:
             return InputError("give texts to embed, or vectors")
         return InputError(f"{self.path} does not say which model made its vectors: give vectors")
 
-    async def _vectors(self, texts: Sequence[str] | None, vectors: npt.ArrayLike | None) -> npt.ArrayLike:
+    async def _vectors(
+        self, texts: Sequence[str] | None, vectors: npt.ArrayLike | None, long_text: LongText, empty: str
+    ) -> npt.ArrayLike:
         if vectors is not None:
             return vectors
         manifest = self.manifest
@@ -306,9 +387,16 @@ class Collection:
             manifest.model,
             dimensions=manifest.dimensions if hosted else None,
             precision=None if hosted else manifest.precision,
+            long_text=long_text,
+            empty=empty,
+            max_tokens=manifest.max_tokens,
             settings=self._settings,
         ) as embedder:
-            made = await embedder.embed(list(texts), input_type=manifest.input_type)
+            try:
+                made = await embedder.embed(list(texts), input_type=manifest.input_type)
+            except TextTooLongError as error:
+                what = str(error).partition("; choose ")[0]
+                raise TextTooLongError(f"{what}; choose long_text='average' or 'truncate'") from error
             if embedder.info.space != manifest.space:
                 ensure_comparable(manifest, await embedder.manifest(), what=str(self.path))
             return made.vectors
@@ -317,39 +405,3 @@ class Collection:
 async def _manifest(model: str | None, dimensions: int | None, settings: Settings | None) -> Manifest:
     async with AsyncEmbedder(model, dimensions=dimensions, settings=settings) as embedder:
         return await embedder.manifest()
-
-
-def _as_ids(ids: Sequence[object]) -> Any:
-    """Return ids that can be read more than once; one text alone stays what it is, and is refused later."""
-    return ids if isinstance(ids, pa.Array | pa.ChunkedArray | str | bytes) else list(ids)
-
-
-def _as_table(columns: object | None) -> pa.Table | None:
-    if columns is None or isinstance(columns, pa.Table):
-        return columns
-    if isinstance(columns, dict):
-        try:
-            return pa.table(columns)
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise InputError(f"the columns make no table: {error}; give lists of one length each") from error
-    from vecmill.data.frames import to_reader  # late: knows every kind of frame
-
-    return to_reader(columns).read_all()
-
-
-def _with_texts(table: pa.Table | None, column: str, texts: Sequence[str]) -> pa.Table:
-    if isinstance(texts, str):
-        raise InputError("texts must be a list; one text alone stands for its letters")
-    try:
-        words = pa.array(list(texts), pa.string())
-    except (pa.ArrowException, TypeError, UnicodeError) as error:
-        raise InputError(f"texts must be a list of str: {error}") from error
-    if table is None or not table.num_columns:
-        return pa.table({column: words})
-    if column in table.column_names:
-        raise InputError(f"the columns have {column!r} already, which holds the texts; leave one of them out")
-    if len(words) != table.num_rows:
-        raise InputError(
-            f"{len(words)} texts and {table.num_rows} rows of columns; each item has one of both"
-        )
-    return table.append_column(column, words)

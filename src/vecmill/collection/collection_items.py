@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vecmill.collection.filters import Filter
+from vecmill.collection.filters import Filter, parse
 from vecmill.collection.items import Near
 from vecmill.collection.text_index import TextIndex
 from vecmill.core.errors import InputError
 from vecmill.core.space import Manifest
 from vecmill.core.types import Id, IntArray, Mask, Metric, Vectors
+from vecmill.index.keys import keys_of
 from vecmill.index.snapshot import Snapshot
 from vecmill.index.store_index import SnapshotIndex
 
 _COMPARED_IDS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item as it is kept, without its vector.
+
+    Attributes:
+        id: Its id.
+        text: The text that was embedded; None where it was added by its vector.
+        columns: Its other columns by name.
+    """
+
+    id: Id
+    text: str | None
+    columns: dict[str, Any]
 
 
 class CollectionItems:
@@ -139,6 +156,42 @@ class CollectionItems:
     def records(self, rows: IntArray, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the named columns of rows, in their order."""
         return self.snapshot.records(rows, names)
+
+    def get(self, ids: Sequence[object]) -> list[Item | None]:
+        """Return the items of ids, in their order; None where there is none, the first row of several."""
+        keys = keys_of(ids)
+        at = self.snapshot.find_keys(keys)
+        first: dict[bytes, int] = {}
+        for place, key in enumerate(self.snapshot.keys(at)):
+            first.setdefault(key, place)
+        places = list(first.values())
+        rows = at[np.array(places, np.int64)]
+        items = dict(zip(first, self._items(rows), strict=True))
+        return [items.get(key) for key in keys.to_pylist()]
+
+    def all_ids(self) -> list[Id]:
+        """Return all ids, each once, in the order of their first rows."""
+        return list(dict.fromkeys(self.snapshot.ids(np.flatnonzero(self.snapshot.live))))
+
+    def passing(self, where: str) -> list[Id]:
+        """Return the ids of items with a row that passes a filter, each once.
+
+        Raises:
+            InputError: The filter is none, or does not fit the columns.
+        """
+        condition = parse(where)
+        table = self.snapshot.table(condition.columns)
+        condition.check(table.schema)
+        rows = np.flatnonzero(condition.mask(table) & self.snapshot.live)
+        return list(dict.fromkeys(self.snapshot.ids(rows)))
+
+    def _items(self, rows: IntArray) -> list[Item]:
+        text = self.text_column
+        made: list[Item] = []
+        for name, record in zip(self.ids(rows), self.records(rows, self.columns), strict=True):
+            words = None if text is None else record.pop(text)
+            made.append(Item(name, words, record))
+        return made
 
     def _allowed(self, where: Filter | None, leave_out: IntArray | None) -> Mask | None:
         allowed = None if where is None else where.mask(self.snapshot.table(where.columns))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from vecmill.collection.items import Items
 from vecmill.collection.set_items import SetItems
 from vecmill.core.errors import InputError
 from vecmill.data.vector_set import VectorSet, read_vectors
 
-Searchable: TypeAlias = str | Path | VectorSet | Items
-"""A path of a vector set or a collection, a `postgresql://` URL, what `read_vectors` returns, open items."""
+
+class Holder(Protocol):
+    """What holds items that change, as a `Collection` does."""
+
+    def items(self) -> Items:
+        """Return what it holds now."""
+
+
+Searchable: TypeAlias = str | Path | VectorSet | Items | Holder
+"""A path of a set or a collection, a `postgresql://` URL, an open `Collection` or set, open items."""
 
 SCHEMES = ("postgresql://", "postgres://")
 
@@ -63,13 +71,24 @@ def _open(source: Searchable, named: dict[str, str | None], chosen: list[str]) -
     if isinstance(source, VectorSet):
         _refuse(chosen, "a set that is already open")
         return SetItems(source)
-    if not hasattr(source, "nearest") or not hasattr(source, "records"):
-        raise InputError(
-            f"cannot search a {type(source).__name__}: give a path, a postgresql:// URL, or what "
-            "read_vectors returns"
-        )
+    holds = getattr(source, "items", None)
+    if callable(holds) and not hasattr(source, "nearest") and not isinstance(source, Mapping):
+        _refuse(chosen, "a collection")
+        return _ready(holds(), source)
+    items = _ready(source, source)
     _refuse(chosen, "items that are already open")
-    return source
+    return items
+
+
+def _ready(items: Any, given: object) -> Items:
+    """Return items that can be searched, or say what is right instead of what was given."""
+    if not hasattr(items, "nearest") or not hasattr(items, "records"):
+        raise InputError(
+            f"cannot search a {type(given).__name__}: give a path, a postgresql:// URL, a Collection, or "
+            "what read_vectors returns"
+        )
+    ready: Items = items
+    return ready
 
 
 def _refuse(chosen: list[str], what: str) -> None:

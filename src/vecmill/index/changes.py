@@ -20,8 +20,8 @@ class Change:
     """What a change did.
 
     Attributes:
-        added: Rows that are new.
-        replaced: Rows that were there and are gone now, because rows with their ids took their place.
+        added: Rows whose id was not there.
+        replaced: Rows whose id was there: they took the place of all rows it had, or changed them.
         deleted: Rows that are gone.
         missing: Ids that were to be deleted or changed and are not there.
     """

@@ -15,6 +15,18 @@ from vecmill.core.types import Id
 _TEXT, _NUMBER, _BYTES = b"s", b"i", b"b"
 _LONGEST = 1 << 16
 """Bytes of an id."""
+_SHOWN = 60
+"""Characters of an id that a message repeats."""
+_DIGITS = 20
+_ALONE: tuple[tuple[type, str], ...] = (
+    (str, "text"),
+    (bytes, "id of bytes"),
+    (bytearray, "id of bytes"),
+    (memoryview, "id of bytes"),
+    (int, "number"),
+    (np.integer, "number"),
+    (UUID, "UUID"),
+)
 _LEAST, _GREATEST = -(1 << 63), (1 << 63) - 1
 
 
@@ -26,10 +38,9 @@ def keys_of(ids: Iterable[object]) -> pa.Array:
 
     Raises:
         InputError: An id is missing, a fraction, a truth value or beyond 64 bits; the message names its row.
-            One text alone is no list of ids: nobody means its letters.
+            One id alone is no list of ids: nobody means the letters of a text.
     """
-    if isinstance(ids, str | bytes | bytearray | memoryview):
-        raise InputError(f"ids must be a list; {type(ids).__name__} is one id: write [{ids!r:.40}]")
+    ids = listed(ids)
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     keys = _from_arrow(ids) if isinstance(ids, pa.Array) else None
@@ -44,6 +55,39 @@ def keys_of(ids: Iterable[object]) -> pa.Array:
     return keys
 
 
+def listed(ids: Iterable[object]) -> Sequence[object] | pa.Array | pa.ChunkedArray:
+    """Return ids that can be read more than once: Arrow's as they are, others as a list.
+
+    Raises:
+        InputError: It is one id, not a list of them.
+    """
+    if isinstance(ids, pa.Array | pa.ChunkedArray | list):
+        return ids
+    one = next((said for kind, said in _ALONE if isinstance(ids, kind)), None)
+    if one is None:
+        try:
+            return list(ids)
+        except TypeError as error:
+            raise InputError(f"ids must be a list of ids, not {type(ids).__name__}") from error
+    said = repr(ids) if len(repr(ids)) <= _SHOWN else "..."
+    raise InputError(f"ids is one {one}: put it into a list, [{said}]")
+
+
+def other_readings(one: Id) -> list[Id]:
+    """Return the ids people confuse with one: the number a text spells, the text of a number."""
+    if isinstance(one, int):
+        return [str(one)]
+    if isinstance(one, str) and one.isascii() and len(one) <= _DIGITS and one.removeprefix("-").isdigit():
+        number = int(one)
+        return [number] if str(number) == one and _LEAST <= number <= _GREATEST else []
+    return []
+
+
+def shown(one: Id) -> str:
+    """Return an id as people read it: bytes as hexadecimal digits."""
+    return one.hex() if isinstance(one, bytes) else str(one)
+
+
 def ids_of(keys: Sequence[bytes]) -> list[Id]:
     """Decode what `keys_of` made.
 
@@ -54,7 +98,7 @@ def ids_of(keys: Sequence[bytes]) -> list[Id]:
 
 
 def id_column(keys: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return ids as a column to filter by: text, or whole numbers where all are; else as text."""
+    """Return ids as a column to filter by: whole numbers where all are, else texts, bytes in hexadecimal."""
     kinds = set(pc.unique(pc.binary_slice(keys, 0, 1)).to_pylist())
     plain = pc.binary_slice(keys, 1, _LONGEST + 1)  # without an end some versions fail
     try:
@@ -64,7 +108,7 @@ def id_column(keys: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
             return plain.cast(pa.string())
     except pa.ArrowInvalid as error:
         raise _not_a_key() from error
-    return pa.array([_shown(_id(key)) for key in keys.to_pylist()], pa.string())
+    return pa.array([shown(_id(key)) for key in keys.to_pylist()], pa.string())
 
 
 def _from_arrow(ids: pa.Array) -> pa.Array | None:
@@ -119,7 +163,3 @@ def _id(key: bytes) -> Id:
 
 def _not_a_key() -> CorruptFileError:
     return CorruptFileError("an id of the collection is not what was written; restore it from a copy")
-
-
-def _shown(value: Id) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)

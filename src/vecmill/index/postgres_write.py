@@ -70,7 +70,7 @@ def add(
         _ensure_new(cursor, layout, last, address.shown)
     if added >= _ANALYZE_FROM:
         cursor.execute(f"ANALYZE {layout.name}", ())
-    return Change(added=added, replaced=replaced), layout
+    return Change(added=added - replaced, replaced=replaced), layout
 
 
 def delete(cursor: Cursor[Any], layout: Layout, ids: Sequence[Id]) -> Change:
@@ -198,12 +198,14 @@ def _new(layout: Layout) -> str:
 
 
 def _make_way(cursor: Cursor[Any], layout: Layout, last: int) -> int:
-    """Delete older rows of ids that were added anew; return how many went."""
-    cursor.execute(
-        f"DELETE FROM {layout.name} o USING {_new(layout)} WHERE o.{ID} = n.{ID} AND o.{ROW} <= %s",
-        (last, last),
-    )
-    return cursor.rowcount
+    """Delete older rows of ids that were added anew; return how many rows took their place."""
+    found = cursor.execute(
+        f"WITH gone AS (DELETE FROM {layout.name} o USING {_new(layout)} WHERE o.{ID} = n.{ID} "
+        f"AND o.{ROW} <= %s RETURNING o.{ID}) "
+        f"SELECT count(*) FROM {layout.name} WHERE {ROW} > %s AND {ID} IN (SELECT {ID} FROM gone)",
+        (last, last, last),
+    ).fetchone()
+    return 0 if found is None else int(found[0])
 
 
 def _ensure_new(cursor: Cursor[Any], layout: Layout, last: int, where: str) -> None:

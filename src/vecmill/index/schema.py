@@ -9,7 +9,7 @@ import pyarrow.types as kinds
 
 from vecmill.core.errors import InputError
 from vecmill.index.segments import KEY, ROW
-from vecmill.index.snapshot import Snapshot
+from vecmill.index.snapshot import ID, Snapshot
 
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 """What not every function of Arrow knows, as what all do."""
@@ -26,7 +26,14 @@ def plain(columns: pa.Table | None) -> pa.Table | None:
     names = columns.column_names
     for name in names:
         if name in (ROW, KEY):
-            raise InputError(f"a column cannot be named {name!r}; that name is the collection's own")
+            raise InputError(
+                f"a column cannot be named {name!r}, that name is the collection's own: rename it"
+            )
+        if name == ID:
+            raise InputError(
+                f"a column cannot be named {ID!r}, filters mean the item's id by it: rename it, or leave it "
+                "out where it holds the ids"
+            )
         if names.count(name) > 1:
             raise InputError(f"two columns are named {name!r}; give one of them another name")
     return columns.cast(pa.schema([pa.field(field.name, _plain(field.type)) for field in columns.schema]))

@@ -307,15 +307,12 @@ class Snapshot:
         for name in names:
             if name not in self.columns and name != ID:
                 raise unknown_name("column", name, (ID, *self.columns))
-        return [KEY if name == ID and ID not in self.columns else name for name in dict.fromkeys(names)]
+        return [KEY if name == ID else name for name in dict.fromkeys(names)]
 
     def _shaped(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
         """Give stored columns the names they were asked by."""
         return pa.table(
-            [
-                id_column(table.column(KEY)) if name == ID and ID not in self.columns else table.column(name)
-                for name in names
-            ],
+            [id_column(table.column(KEY)) if name == ID else table.column(name) for name in names],
             names=list(names),
         )
 

@@ -28,6 +28,7 @@ from vecmill.core.errors import (
     DimensionMismatchError,
     InputError,
     StorageError,
+    UnknownNameError,
     WriteError,
     unknown_name,
 )
@@ -52,7 +53,7 @@ from vecmill.index.changes import (
     not_found,
 )
 from vecmill.index.compaction import Compaction, runs_to_merge
-from vecmill.index.keys import ids_of, keys_of
+from vecmill.index.keys import ids_of, keys_of, other_readings, shown
 from vecmill.index.schema import plain, unified
 from vecmill.index.segments import rows_per_segment
 from vecmill.index.snapshot import ID, Opened, Segment, Snapshot
@@ -231,7 +232,8 @@ class Store:
             catalogue = without_rows(self._segments, now, catalogue, there)
             self._publish(with_rows(self._segments, catalogue, keys, table, columns))
             self._tidied()
-        return Change(added=len(keys), replaced=len(there))
+        old = pc.is_in(keys, value_set=pa.array(now.keys(there), pa.binary())).true_count
+        return Change(added=len(keys) - old, replaced=old)
 
     def ensure_addable(
         self, ids: Sequence[object] | pa.Array, columns: pa.Table | None = None, *, replace: bool = False
@@ -350,8 +352,7 @@ class Store:
             )
         missing = not_found(keys, found)
         if missing and all_or_none:
-            live = np.flatnonzero(now.live)[:_COMPARED_IDS]
-            raise unknown_name("id", str(missing[0]), [str(one) for one in now.ids(live)])
+            raise _unknown(now, missing[0])
         return there, found, missing
 
     def _rewrite(
@@ -515,6 +516,16 @@ class Store:
         name = ids_of(now.keys(there[:1]))[0]
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         return InputError(f"id {name!r}{more} is in {self._path} already; replace it by replace=True")
+
+
+def _unknown(now: Snapshot, missing: Any) -> UnknownNameError:
+    """Say that an id is not there, and which ones like it are."""
+    for other in other_readings(missing):
+        if len(now.find([other])):
+            kind = "a number" if isinstance(other, int) else "a text"
+            return UnknownNameError(f"unknown id {missing!r}; did you mean {other!r}, {kind}?")
+    live = np.flatnonzero(now.live)[:_COMPARED_IDS]
+    return unknown_name("id", shown(missing), [shown(one) for one in now.ids(live)])
 
 
 def _ensure_empty(folder: Path) -> None:

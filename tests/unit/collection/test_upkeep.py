@@ -71,8 +71,9 @@ def test_a_set_is_added_and_what_is_there_is_refused_before_anything_is(there: P
     with pytest.raises(InputError, match=r"id 'i7' and 1 more .* nothing was added"):
         add_set(there, again)
     assert len(Store.open(there)) == 52
-    change, _ = add_set(there, again, replace=True)
-    assert (change.added, change.replaced) == (3, 2)
+    change, without = add_set(there, again, replace=True)
+    assert without == 0
+    assert (change.added, change.replaced) == (1, 2)
     assert texts_of(there)["i7"] == "other"
     assert len(Store.open(there)) == 53
 
