@@ -21,7 +21,7 @@ from vecmill.core.extras import installed
 from vecmill.core.types import Metric, Precision, Vectors, choice
 from vecmill.index.advise_growth import Interval, interval
 from vecmill.index.advise_sample import Sample, draw, warnings_of
-from vecmill.index.advise_sweep import Tried, exact, flat, graph
+from vecmill.index.advise_sweep import ROUGH_BELOW, Tried, exact, flat, graph
 from vecmill.index.settings import IndexKind, IndexSettings
 
 NO_INDEX_NEEDED = 50_000
@@ -167,15 +167,29 @@ class Advice:
         return shlex.join(["vecmill", *self.arguments(source, out, place)])
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON's types."""
-        return {
-            **{name: value for name, value in asdict(self).items() if name != "choices"},
-            "original_bytes": self.original_bytes,
-            "choices": [
-                {**asdict(choice), "settings": choice.settings.to_json(), "name": str(choice.settings)}
-                for choice in self.choices
-            ],
+        """Return everything as JSON's types, times named with their unit."""
+        plain = {
+            name: value for name, value in asdict(self).items() if name not in ("choices", "max_latency")
         }
+        return {
+            **plain,
+            "max_latency_ms": None if self.max_latency is None else 1000.0 * self.max_latency,
+            "original_bytes": self.original_bytes,
+            "chosen_name": str(self.choice.settings),
+            "choices": [_told(choice, self.recall_target) for choice in self.choices],
+        }
+
+
+def _told(choice: Choice, target: float) -> dict[str, Any]:
+    """Return a choice as JSON's types."""
+    found = asdict(choice)
+    found["name"] = str(choice.settings)
+    found["settings"] = replace(choice.settings, recall_target=target).to_json()
+    found["batch_latency_ms"] = 1000.0 * found.pop("batch_latency")
+    for estimate in (found["measured"], *found["predicted"]):
+        estimate["latency_ms"] = 1000.0 * estimate.pop("latency")
+        estimate["build_seconds"] = estimate.pop("build")
+    return found
 
 
 def advise(
@@ -238,6 +252,11 @@ def advise(
         say(f"{_short(settings)} ({at + 1} of {len(plan)})")
         search = flat if settings.kind is IndexKind.FLAT else graph
         tried += search(trial, settings, recall_target=recall_target, rows=drawn.distinct, seed=seed)
+    if len(drawn.vectors) < ROUGH_BELOW:
+        notes.append(
+            f"at {len(drawn.vectors):,} rows a search is mostly overhead: latencies at 10 and 100 times as "
+            f"many are rough (off by a factor of 2 to 4); measure with {ROUGH_BELOW:,} rows or more"
+        )
     choices = _judged(tried, drawn, recall_target)
     warnings = warnings_of(drawn, asked, k) + _limits(drawn, k, recall_target)
     chosen, least = _choose(choices, drawn.distinct, recall_target, max_latency, warnings)

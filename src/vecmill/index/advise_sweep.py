@@ -42,6 +42,9 @@ _ROWS_PER_EF = 40
 _STREAMED = 1 << 26
 """Bytes read once to see how fast memory is where nothing is cached; more than caches hold."""
 
+ROUGH_BELOW = 10_000
+"""Rows of a sample below which a search is mostly overhead: latencies of many more rows are rough."""
+
 _ROOM = 8
 _WIDE = 32
 """A piece counts where it has so many times the candidates asked for: 32, a quarter of the sample and more 8.
@@ -77,6 +80,7 @@ class Tried:
         build: (rows, seconds) at the largest size.
         seed: Of the bootstrap.
         bandwidth: Bytes a second that memory gives where nothing is cached.
+        overhead: Seconds of a search among k rows: what does not grow with the rows.
     """
 
     settings: IndexSettings
@@ -89,6 +93,7 @@ class Tried:
     build: tuple[int, float]
     seed: int
     bandwidth: float
+    overhead: float
 
     @property
     def recall(self) -> Interval:
@@ -104,16 +109,18 @@ class Tried:
     def latency_at(self, rows: int) -> float:
         """Return the latency expected: a + b g(rows); g is the rows scanned, log for graphs, root for lists.
 
-        A scan is not faster than memory, however fast the small sample in the caches was.
+        What every search takes, however few rows there are, does not grow: `a` is at least the overhead. A
+        scan is not faster than memory, however fast the small sample in the caches was.
         """
         (n0, t0), (n1, t1) = self.latencies[0], self.latencies[-1]
         g = _GROWTH[self.settings.kind]
-        if rows == n1 or n0 == n1:
-            return t1 if rows == n1 else t1 * g(rows) / g(n1)
-        slope = max(0.0, (t1 - t0) / (g(n1) - g(n0)))
-        slope = min(slope, t1 / g(n1))  # what does not grow cannot be below nothing
+        if rows == n1:
+            return t1
+        slope = max(0.0, t1 - self.overhead) / g(n1)
+        if n0 < n1:
+            slope = min(slope, max(0.0, (t1 - t0) / (g(n1) - g(n0))))
         scanned = self.memory_at(rows) if self.settings.kind is IndexKind.FLAT else 0
-        floor = scanned / self.bandwidth if scanned > _STREAMED else 0.0
+        floor = scanned / self.bandwidth if scanned > _STREAMED or n1 < ROUGH_BELOW else 0.0
         return max(t1 + slope * (g(rows) - g(n1)), floor)
 
     def memory_at(self, rows: int) -> int:
@@ -148,6 +155,7 @@ class Trial:
         pieces: Number of pieces -> for each piece its rows and the true neighbours within.
         exact: Exact search, measured.
         bandwidth: Bytes a second read from memory.
+        overhead: Seconds of a search among k rows.
     """
 
     drawn: Sample
@@ -156,6 +164,7 @@ class Trial:
     pieces: dict[int, list[tuple[slice, Neighbors]]]
     exact: list[Tried]
     bandwidth: float
+    overhead: float
 
 
 def exact(drawn: Sample, k: int, metric: Metric) -> Trial:
@@ -185,8 +194,9 @@ def exact(drawn: Sample, k: int, metric: Metric) -> Trial:
         (n, made),
         0,
         (bandwidth := _bandwidth()),
+        (overhead := _latency(ExactIndex(vectors[:k], metric=metric), drawn.queries, k)),
     )
-    return Trial(drawn, k, metric, pieces, [tried], bandwidth)
+    return Trial(drawn, k, metric, pieces, [tried], bandwidth, overhead)
 
 
 def flat(trial: Trial, settings: IndexSettings, *, recall_target: float, rows: int, seed: int) -> list[Tried]:
@@ -270,6 +280,7 @@ def _timed(
         (n, made),
         seed,
         trial.bandwidth,
+        trial.overhead,
     )
 
 
@@ -322,6 +333,7 @@ def graph(
                 (n, made[n][1]),
                 seed,
                 trial.bandwidth,
+                trial.overhead,
             )
         )
     return answers
@@ -405,7 +417,7 @@ def _bandwidth() -> float:
 
 def _two(n: int) -> tuple[int, ...]:
     """Return the sizes latency is measured at: a quarter and all."""
-    return (n // 4, n) if n >= 4000 else (n,)
+    return (n // 4, n) if n >= 8 else (n,)
 
 
 def _latency(index: Index, queries: Vectors, k: int) -> float:

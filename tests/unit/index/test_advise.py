@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from vecmill.index import advise_sample
 from vecmill.index.advise import Advice, advise
 from vecmill.index.advise_growth import interval, predicted
 from vecmill.index.advise_sample import draw, warnings_of
+from vecmill.index.advise_sweep import Tried
 from vecmill.index.codes import Codes, CodeSpec, fit
 from vecmill.index.originals import ArrayOriginals
 from vecmill.index.rescored import RescoredIndex
-from vecmill.index.settings import IndexKind
+from vecmill.index.settings import IndexKind, IndexSettings
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -219,7 +221,7 @@ def test_without_time_left_what_was_not_tried_is_said() -> None:
     found = advised(cloud(1500), budget_s=0.0)
     assert len(found.choices) == 1
     assert found.choice.settings.is_exact
-    assert found.notes == ("after 0 s these were left out: flat float16, flat int8, flat binary, flat pq",)
+    assert found.notes[0] == "after 0 s these were left out: flat float16, flat int8, flat binary, flat pq"
 
 
 def test_equal_seeds_give_equal_recalls_and_json_holds_everything() -> None:
@@ -230,7 +232,59 @@ def test_equal_seeds_give_equal_recalls_and_json_holds_everything() -> None:
     }
     told = json.loads(json.dumps(one.to_json()))
     assert len(told["choices"]) == len(one.choices)
-    assert told["choices"][told["chosen"]]["name"] == "exact"
+    assert told["choices"][told["chosen"]]["name"] == told["chosen_name"] == "exact"
+
+
+def test_json_names_units_and_the_recall_that_was_asked_for() -> None:
+    found = advised(cloud(1500), max_latency=0.5, recall_target=0.9)
+    told = found.to_json()
+    assert told["max_latency_ms"] == 500.0
+    assert "max_latency" not in told
+    first, choice = told["choices"][0], found.choices[0]
+    assert first["measured"]["latency_ms"] == 1000.0 * choice.measured.latency
+    assert first["predicted"][2]["build_seconds"] == choice.predicted[2].build
+    assert first["batch_latency_ms"] == 1000.0 * choice.batch_latency
+    assert {one["settings"]["recall_target"] for one in told["choices"]} == {0.9}
+    assert not {"latency", "build", "batch_latency"} & {*first, *first["measured"], *first["predicted"][0]}
+
+
+def tried(kind: IndexKind, latencies: tuple[tuple[int, float], ...], overhead: float) -> Tried:
+    """Return what was measured of a choice of 1,000 rows, in memory that takes no time to read."""
+    return Tried(
+        IndexSettings(kind=kind, precision=Precision.INT8),
+        10,
+        (1_000,),
+        np.ones((1, 20)),
+        latencies,
+        0.0,
+        (1_000, 1_000),
+        (1_000, 0.0),
+        0,
+        1e15,
+        overhead,
+    )
+
+
+@pytest.mark.parametrize("kind", list(IndexKind))
+def test_what_every_search_takes_does_not_grow_with_the_rows(kind: IndexKind) -> None:
+    flat = tried(kind, ((250, 3e-4), (1_000, 3e-4)), 2e-4)
+    assert flat.latency_at(100_000) == 3e-4
+    alone = tried(kind, ((1_000, 3e-4),), 3e-4)
+    assert alone.latency_at(100_000) == 3e-4
+    steep = tried(kind, ((250, 1e-4), (1_000, 3e-4)), 2.5e-4)
+    grown = {IndexKind.FLAT: 100.0, IndexKind.HNSW: 5.0 / 3.0, IndexKind.IVF: 10.0}[kind]
+    assert steep.latency_at(100_000) == pytest.approx(2.5e-4 + 0.5e-4 * grown)
+    assert steep.latency_at(1_000) == 3e-4
+
+
+def test_a_small_scan_is_expected_to_take_what_reading_takes() -> None:
+    one = replace(tried(IndexKind.FLAT, ((250, 3e-4), (1_000, 3e-4)), 2e-4), bandwidth=1e6)
+    assert one.latency_at(100_000) == pytest.approx(0.1)
+
+
+def test_few_rows_are_said_to_tell_little_about_latencies(small: Advice) -> None:
+    assert small.sample < 10_000
+    assert any("latencies at 10 and 100 times as many are rough" in note for note in small.notes)
 
 
 @pytest.mark.parametrize(

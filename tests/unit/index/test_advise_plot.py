@@ -63,3 +63,39 @@ def test_drawing_needs_no_screen(advice: Advice, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(builtins, "__import__", without)
     plot(advice, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def drawn(advice: Advice, path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Draw and return the axes."""
+    from matplotlib.figure import Figure
+
+    seen: list[Any] = []
+    real = Figure.savefig
+
+    def kept(self: Any, *rest: Any, **options: Any) -> None:
+        seen.append(self)
+        real(self, *rest, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    plot(advice, path)
+    return seen[0].axes[0]
+
+
+def test_every_marker_stands_at_the_bytes_of_its_choice(
+    advice: Advice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = drawn(advice, tmp_path / "a.png", monkeypatch)
+    found = {float(x) for bars in axes.containers for x in bars.lines[0].get_xdata()}
+    assert found == {choice.bytes_per_vector for choice in advice.choices}
+    circle = next(line for line in axes.lines if line.get_label() == "advised")
+    assert list(circle.get_xdata()) == [advice.choice.bytes_per_vector]
+
+
+def test_the_front_and_the_choice_are_named_and_no_words_cover_others(
+    advice: Advice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = drawn(advice, tmp_path / "a.png", monkeypatch)
+    assert advice.choice.family in {text.get_text() for text in axes.texts}
+    assert len(axes.texts) < len(advice.choices)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
