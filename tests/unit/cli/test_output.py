@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from vecmill.cli.output import count, duration, plain, shorten, table, to_json
+from vecmill.cli.output import count, duration, plain, shorten, table, tell, to_json, unsaid
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,13 @@ def test_words_for_people() -> None:
         "2 copies",
     )
     assert [duration(s) for s in (0.44, 12, 200, 7500)] == ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_what_the_log_says_of_pgvector_is_not_said_again() -> None:
+    notes = ["pgvector 0.8.1 is known to corrupt indexes in rare cases", "searched exactly"]
+    assert unsaid(notes) == ["searched exactly"]
+
+
+def test_a_line_for_people_has_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("copied -> postgresql://bob:S3cret@host/db")
+    assert capsys.readouterr().err == "copied -> postgresql://bob:…@host/db\n"
