@@ -8,7 +8,8 @@ and they are added when the measuring is over.
 Rows still flatter where queries are unlike them. Calibrated for 0.99 on 30,000 captions, codes, graphs and
 lists found 0.993 to 0.995 of what captions never seen look for, but (all except int8) only 0.78 to 0.90 of
 what news titles do: their neighbours are scattered. Who has queries of the kind that will be asked gives them
-as `asked`; then those are what is measured.
+as `asked`; then those are what is measured. Nobody else is left alone: how far the neighbours of the queries
+were is kept, and `RescoredIndex` searches harder for a query whose neighbours are farther.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ _EF = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3
 _NPROBE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MOST_SEEN_AT_ONCE = 8.0
 """A graph of compressed vectors is asked for at most this many candidates per neighbour, if not shortened."""
+
+_USUAL_PERCENT = 95.0
+"""A query whose neighbours are farther than those of so many queries is unlike them: search harder.
+
+In 14,772 rows, of which 14 % are news and the others a bank's questions, any of ten neighbours was farther
+for 5 % of queries like the rows, for 90 % of text messages, and for 98 % of news where only the bank's rows
+may be found. At the 90th percentile of the tenth neighbour alone it was 8, 87 and 97 %.
+"""
 
 _SHARE_HELD_BACK = 5
 _FEWEST_QUERIES = 5
@@ -156,9 +165,32 @@ def calibrate(
     if isinstance(final, HnswGraph | IvfLists):
         chosen = final.settings
     low, high = recall_interval(shares, k)
-    measured = Measured(float(shares.mean()), low, high, k, len(sought), int(searched.sum()))
+    far = _far(truth.distances)
+    measured = Measured(float(shares.mean()), low, high, k, len(sought), int(searched.sum()), far)
     target = settings.recall_target
     return Calibration(chosen, measured, final, reached=measured.recall >= target, surely=low >= target)
+
+
+def _far(true_distances: npt.NDArray[np.float32]) -> tuple[float, ...] | None:
+    """Return the distance of the first, ..., k-th neighbour that one query in twenty exceeds."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = np.percentile(true_distances, _USUAL_PERCENT, axis=0)
+    return tuple(float(np.float32(one)) for one in far) if np.isfinite(far).all() else None
+
+
+def harder(candidates: Candidates, times: int) -> Candidates:
+    """Return the same candidates found with so many times the effort; codes are scanned whole anyway.
+
+    Args:
+        candidates: Codes, a graph or lists.
+        times: How many times the `ef` or `nprobe` they were tuned to, at least 1.
+    """
+    if not isinstance(candidates, HnswGraph | IvfLists):
+        return candidates
+    tuned, most = candidates.settings, max(1, len(candidates))
+    return candidates.tuned(
+        replace(tuned, ef=max(tuned.ef, min(times * tuned.ef, most)), nprobe=min(times * tuned.nprobe, most))
+    )
 
 
 def recall_interval(shares: Float64Array, k: int) -> tuple[float, float]:

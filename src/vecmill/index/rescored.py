@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,15 @@ The originals of so many need not fit in memory at once.
 _FEW_SURVIVORS = 0.05
 """Where a filter leaves less than this share, its rows are compared one by one."""
 
+_TIMES = 4
+"""How many times harder a search is repeated for queries that are far from everything found."""
+
+_COMPARED_MEANWHILE, _COMPARED_MEANWHILE_BY_EFFORT = 20, 200
+"""Vectors compared one by one in the time it takes to find and judge one more candidate, roughly.
+
+By codes, and by what needs more effort for it: a graph keeps several vectors in sight for each.
+"""
+
 _ROUNDOFF = 2.0**-24
 
 
@@ -41,13 +51,26 @@ class RescoredIndex:
         originals: The float vectors of the same rows.
         metric: What "near" means.
         oversample: Candidates per neighbour wanted, at least 1.
+        far: Distances of the first, second, ... neighbour beyond which a query is unlike those that
+            `oversample` was chosen with (`Measured.far`). Such a query is searched for again, 4, 16, ...
+            times harder, until nothing else is found or comparing all rows is no dearer. None: every
+            query is searched for once.
+        harder: Candidates found with so many times the effort, where asking for more is not enough; they
+            know the same rows. None for `candidates` themselves.
 
     Raises:
         InputError: Candidates and originals are not of the same vectors, or `oversample` is below 1.
     """
 
     def __init__(
-        self, candidates: Candidates, originals: Originals, *, metric: Metric | str, oversample: float
+        self,
+        candidates: Candidates,
+        originals: Originals,
+        *,
+        metric: Metric | str,
+        oversample: float,
+        far: Sequence[float] | None = None,
+        harder: Callable[[int], Candidates] | None = None,
     ) -> None:
         if len(candidates) != len(originals):
             raise InputError(f"{len(candidates)} rows are known by codes, but there are {len(originals)}")
@@ -61,6 +84,8 @@ class RescoredIndex:
         self._originals = originals
         self._metric = choice(Metric, metric, "metric")
         self._oversample = float(oversample)
+        self._far = None if far is None else np.array(far, np.float32)
+        self._harder = harder
 
     @property
     def dimensions(self) -> int:
@@ -118,18 +143,56 @@ class RescoredIndex:
             return self._exact(asked, k, allowed)
         if count >= len(self):
             return self._exact(asked, k, allowed)
+        rows, near = self._found(self._candidates, asked, count, found, allowed)
+        if self._far is not None:
+            self._search_harder(asked, rows, near, count, survivors, allowed)
+        return Neighbors(rows, near, complete=k <= survivors)
+
+    def _found(
+        self, candidates: Candidates, asked: Vectors, count: int, found: int, allowed: Mask | None
+    ) -> tuple[IntArray, Float32Array]:
+        """Answer queries by so many candidates each: rows and distances (q, found)."""
         rows = np.empty((len(asked), found), np.int64)
         near = np.empty((len(asked), found), np.float32)
         named_at_once = max(1, min(_MOST_QUERIES, _NAMED // count))
         fetched_at_once = max(1, _FETCHED // (count * max(1, self.dimensions)))
         for start in range(0, len(asked), named_at_once):
             block = asked[start : start + named_at_once]
-            named = self._candidates.candidates(block, count, allowed=allowed)
+            named = candidates.candidates(block, count, allowed=allowed)
             for at in range(0, len(block), fetched_at_once):
                 few = slice(at, at + fetched_at_once)
                 part = slice(start + at, start + at + len(block[few]))
                 rows[part], near[part] = self._judged(block[few], named[few], found, allowed)
-        return Neighbors(rows, near, complete=k <= survivors)
+        return rows, near
+
+    def _search_harder(
+        self,
+        asked: Vectors,
+        rows: IntArray,
+        near: Float32Array,
+        count: int,
+        survivors: int,
+        allowed: Mask | None,
+    ) -> None:
+        """Put better answers where a query is farther from what was found than those of the measurement."""
+        meanwhile = _COMPARED_MEANWHILE if self._harder is None else _COMPARED_MEANWHILE_BY_EFFORT
+        left, times = np.flatnonzero(self._is_far(near)), _TIMES
+        while len(left):
+            if times * count * meanwhile >= survivors:
+                exact = self._exact(asked[left], rows.shape[1], allowed)
+                rows[left], near[left] = exact.rows, exact.distances
+                return
+            candidates = self._candidates if self._harder is None else self._harder(times)
+            found = self._found(candidates, asked[left], times * count, rows.shape[1], allowed)
+            changed = (found[1] != near[left]).any(axis=1)
+            rows[left], near[left] = found
+            left, times = left[changed], _TIMES * times
+
+    def _is_far(self, near: Float32Array) -> Mask:
+        """Say for which queries any of the neighbours found is farther than usual: (q,) bool."""
+        far = np.empty(0, np.float32) if self._far is None else self._far
+        ranks = min(near.shape[1], len(far))
+        return np.asarray((near[:, :ranks] > far[:ranks]).any(axis=1))
 
     def _survivors(self, allowed: Mask | None) -> int:
         if allowed is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from vecmill.core.types import Metric, Precision
 from vecmill.core.vectors import nearest
 from vecmill.index import construct
 from vecmill.index.build import Calibration, build, calibrate
-from vecmill.index.calibrate import recall_interval
+from vecmill.index.calibrate import harder, recall_interval
 from vecmill.index.codes import Codes, fit
 from vecmill.index.hnsw import HnswGraph
 from vecmill.index.ivf import IvfLists
@@ -302,3 +303,49 @@ def test_a_metric_may_be_given_by_its_name(vectors: Float32Array, made_of: dict[
         build(copies, settings, metric="cosin")
     with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
         calibrate(copies, settings, metric="cosin")
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        {"precision": "binary"},
+        pytest.param({"kind": "hnsw", "m": 6, "ef_construction": 60}, marks=needs_faiss),
+        pytest.param({"kind": "ivf"}, marks=needs_faiss),
+    ],
+    ids=str,
+)
+def test_queries_unlike_the_rows_that_may_be_found_are_searched_for_harder(made_of: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, 32), np.float32)
+    rows = centres[rng.integers(0, 40, 4000)] + np.float32(0.3) * rng.standard_normal((4000, 32), np.float32)
+    scattered = rng.random(4000) < 0.15
+    rows[scattered] = rng.standard_normal((int(scattered.sum()), 32), np.float32)
+    queries = rng.standard_normal((60, 32), np.float32)
+    made = calibrated(rows, **made_of, recall_target=0.9)
+    assert made.measured.far is not None
+    truth = nearest(queries, rows, 10, metric=Metric.COSINE, allowed=~scattered).distances[:, 9:]
+
+    def found(far: tuple[float, ...] | None) -> float:
+        index = RescoredIndex(
+            made.candidates,
+            ArrayOriginals(rows),
+            metric="cosine",
+            oversample=made.settings.oversample,
+            far=far,
+            harder=functools.partial(harder, made.candidates),
+        )
+        return float((index.search(queries, 10, allowed=~scattered).distances <= truth).mean())
+
+    once = found(None)
+    assert once < 0.95
+    assert found(made.measured.far) >= max(0.9, once + 0.05)
+
+
+def test_usual_distances_are_those_of_the_queries_measured_with(vectors: Float32Array) -> None:
+    rows, asked = vectors[:3000], vectors[3000:3400]
+    made = calibrated(rows, precision="int8", asked=asked, k=5)
+    true = nearest(asked, rows, 5, metric=Metric.COSINE).distances
+    assert made.measured.far is not None
+    beyond = true > np.array(made.measured.far, np.float32)
+    assert beyond.mean(axis=0) == pytest.approx(0.05, abs=0.0026)
+    assert calibrated(rows).measured.far is None

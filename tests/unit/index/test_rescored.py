@@ -293,3 +293,76 @@ def test_unlike_queries_find_about_as_much_alone_as_together() -> None:
     together = recall(truth, index.search(queries, 10).distances, 10, epsilon=0.0)
     one_by_one = [index.search(query[np.newaxis], 10).distances[0] for query in queries]
     assert recall(truth, np.array(one_by_one), 10, epsilon=0.0) > together - 0.04
+
+
+class Growing(Fixed):
+    """Names the rows from 0 on; remembers how many queries asked for how many."""
+
+    def __init__(self, n: int, dimensions: int) -> None:
+        super().__init__(np.empty((0, 0), np.int64), n, dimensions)
+        self.calls: list[tuple[int, int]] = []
+
+    def candidates(self, queries: Vectors, count: int, *, allowed: Mask | None = None) -> IntArray:
+        self.calls.append((len(queries), count))
+        return np.tile(np.arange(count), (len(queries), 1))
+
+
+def on_a_line(n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.float32)[:, None]
+
+
+def test_a_query_far_from_what_is_found_is_searched_harder_until_nothing_changes_and_only_that_one() -> None:
+    growing = Growing(100_000, 1)
+    index = RescoredIndex(
+        growing, ArrayOriginals(on_a_line(100_000)), metric="euclidean", oversample=2.0, far=(0.5, 1.5)
+    )
+    got = index.search(np.array([[3.0], [50.0], [5.0]], np.float32), 2)
+    assert growing.calls == [(3, 4), (2, 16), (2, 64), (1, 256)]
+    assert got.rows.tolist() == [[3, 2], [50, 49], [5, 4]]
+
+
+def test_a_query_far_from_everything_costs_at_most_one_exact_search_more() -> None:
+    growing, vectors = Growing(3000, 1), on_a_line(3000)
+    far = np.array([[4000.0], [2.0]], np.float32)
+    index = RescoredIndex(
+        growing, ArrayOriginals(vectors), metric="euclidean", oversample=2.0, far=(0.5, 1.5)
+    )
+    equal(index.search(far, 2), nearest(far, vectors, 2, metric=Metric.EUCLIDEAN))
+    assert growing.calls == [(2, 4), (1, 16), (1, 64)]
+
+
+def test_other_k_are_compared_at_the_ranks_that_were_measured() -> None:
+    vectors, query = on_a_line(100_000), np.full((1, 1), 8.4, np.float32)
+
+    def calls(k: int, *far: float) -> int:
+        growing = Growing(100_000, 1)
+        originals = ArrayOriginals(vectors)
+        RescoredIndex(growing, originals, metric="euclidean", oversample=20.0, far=far).search(query, k)
+        return len(growing.calls)
+
+    assert calls(1, 0.45, 0.1) == 1
+    assert calls(1, 0.35, 9.0) == 2
+    assert calls(5, 0.45, 0.65) == 1
+    assert calls(5, 0.45, 0.55) == 2
+    assert calls(5) == 1
+
+
+def test_harder_candidates_are_asked_with_how_many_times_the_effort() -> None:
+    plain, better = Growing(100_000, 1), Growing(100_000, 1)
+    times: list[int] = []
+
+    def harder(effort: int) -> Growing:
+        times.append(effort)
+        return better
+
+    index = RescoredIndex(
+        plain,
+        ArrayOriginals(on_a_line(100_000)),
+        metric="euclidean",
+        oversample=2.0,
+        far=(0.5,),
+        harder=harder,
+    )
+    assert index.search(np.full((1, 1), 20.0, np.float32), 2).rows.tolist() == [[20, 19]]
+    assert times == [4, 16, 64]
+    assert (plain.calls, better.calls) == ([(1, 4)], [(1, 16), (1, 64), (1, 256)])

@@ -76,6 +76,18 @@ def test_measured_recall_survives_json_and_reads_well() -> None:
     )
 
 
+def test_usual_distances_survive_json_and_older_indexes_have_none() -> None:
+    measured = Measured(0.9915, 0.985, 0.996, 2, 200, 31_000, (0.25, 0.5))
+    written = json.loads(json.dumps(measured.to_json()))
+    assert Measured.from_json(written) == measured
+    assert Measured.from_json({**written, "far": None}).far is None
+    del written["far"]
+    assert Measured.from_json(written).far is None
+    for nonsense in (3, ["near"], [None], [float("nan")]):
+        with pytest.raises(CorruptFileError, match="recall"):
+            Measured.from_json({**written, "far": nonsense})
+
+
 def test_json_of_a_newer_version_or_of_nonsense_is_refused() -> None:
     with pytest.raises(FormatVersionError, match="'alpha'"):
         IndexSettings.from_json({"kind": "hnsw", "alpha": 1.2})
