@@ -33,8 +33,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vecmill.cli.sync:sync",
         "Bring a set, collection or PostgreSQL table up to date with a table that changed.",
     ),
-    "info": ("vecmill.cli.sets:info", "Show what a vector set says about itself."),
-    "verify": ("vecmill.cli.sets:verify", "Check a vector set against itself and its model."),
+    "info": ("vecmill.cli.sets:info", "Show what a vector set or a collection says about itself."),
+    "verify": (
+        "vecmill.cli.sets:verify",
+        "Check a vector set against itself and its model, or the bytes of a collection.",
+    ),
     "model": ("vecmill.cli.model:model", "List, show and register models."),
     "job": ("vecmill.cli.job:job", "List the jobs of this machine, and go on with one."),
     "cache": ("vecmill.cli.cache:cache", "Show, prune, clear and fill the cache of vectors."),

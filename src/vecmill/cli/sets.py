@@ -20,7 +20,7 @@ _ALSO = ("long_text", "max_tokens", "tool_version")
 @click.option("--vector-column", metavar="COLUMN", help="The column of the vectors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(vector_set: str, vector_column: str | None, as_json: bool) -> None:
-    """Show what a vector set says about itself; of a collection, as `vecmill index info` does."""
+    """Show what a vector set or a collection says about itself."""
     from vecmill.index.storage import is_store
 
     if is_store(vector_set):
