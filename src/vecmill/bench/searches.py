@@ -274,7 +274,7 @@ def can_run(name: str, python: Path, modules: Sequence[str], install: str, notes
     """
     missing = peers.missing_packages(python, modules)
     if missing:
-        notes.append(f"{name} is left out: {python} has no {', '.join(missing)}; {install}")
+        notes.append(f"{name} is left out: {python.name} has no {', '.join(missing)}; {install}")
     return not missing
 
 
