@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -320,19 +321,19 @@ def _results(
 
 def _hits(items: Items, near: list[Near], metric: Metric, asked: SearchOptions) -> list[tuple[Hit, ...]]:
     rows = np.concatenate([one.rows for one in near])
-    ids, carried = iter(items.ids(rows)), iter(_carried(items, rows, asked))
+    distances = np.concatenate([one.distances for one in near])
+    parts = zip(
+        distances.tolist(),
+        similarity(distances, metric, items.dimensions).tolist(),
+        items.ids(rows),
+        _carried(items, rows, asked),
+        strict=True,  # a source that loses a row must not pass for one that found less
+    )
     return [
         tuple(
             Hit(rank, id_, distance, likeness, text, columns)
             for rank, (distance, likeness, id_, (text, columns)) in enumerate(
-                zip(
-                    one.distances.tolist(),
-                    similarity(one.distances, metric, items.dimensions).tolist(),
-                    ids,
-                    carried,
-                    strict=False,
-                ),
-                1,
+                itertools.islice(parts, len(one.rows)), 1
             )
         )
         for one in near

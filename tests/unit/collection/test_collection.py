@@ -186,6 +186,18 @@ def test_searching_threads_see_whole_answers_while_items_come_and_go(tmp_path: P
     assert len(collection) == 400 + 10 - 9 - 10
 
 
+def test_a_source_that_loses_a_row_does_not_pass_for_one_that_found_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection, vectors = plain(tmp_path)
+    items = collection.items()
+    monkeypatch.setattr(
+        items, "records", lambda rows, names: [dict.fromkeys(names)] * (len(rows) - 1)
+    )
+    with pytest.raises(ValueError, match="shorter"):
+        vecmill.search(items, vectors[0], k=3)
+
+
 def test_items_are_what_was_held_when_they_were_taken(tmp_path: Path) -> None:
     collection, _ = plain(tmp_path)
     before = collection.items()
