@@ -26,6 +26,7 @@ from vecmill.core.types import Id, IntArray, Mask, Vectors
 from vecmill.data.set_files import SetFile, open_set_file
 from vecmill.data.set_target import PART_NAME, output_format
 from vecmill.data.vector_set import stream_vectors
+from vecmill.index.schema import plain
 from vecmill.index.snapshot import Snapshot
 from vecmill.index.storage import Store, is_store
 from vecmill.index.store_index import refresh, state_of
@@ -353,7 +354,8 @@ class StoreTarget:
         store.add([found[row] for row in several], vectors, merged, replace=True, repeated=True)
 
     def ensure_takes(self, schema: pa.Schema) -> None:
-        """Compare types with those of the collection."""
+        """Compare names and types with what a collection can keep, and with those it has."""
+        plain(schema.empty_table())
         if self.store is None:
             return
         there = self.store.catalogue.schema

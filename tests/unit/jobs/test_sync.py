@@ -159,6 +159,16 @@ def test_a_target_that_is_up_to_date_is_left_alone(write: Write, tmp_path: Path,
     assert {path for path in after if path.is_file() and after[path] != before[path]} == set()
 
 
+def test_a_column_no_collection_can_keep_is_refused_before_anything_is_embedded(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,sku,title\n1,a,one cat\n2,b,two dogs\n")
+    model, target = provider(), tmp_path / "o.collection"
+    with pytest.raises(InputError, match="a column cannot be named 'id'"):
+        sync(table, target, model, text="title", output_column={"id": "name"})
+    assert model.calls == []
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_synced_set_equals_one_embedded_anew_byte_for_byte(write: Write, tmp_path: Path, name: str) -> None:
     sync(write(ROWS), tmp_path / name, text="title")
