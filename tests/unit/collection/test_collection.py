@@ -191,9 +191,7 @@ def test_a_source_that_loses_a_row_does_not_pass_for_one_that_found_less(
 ) -> None:
     collection, vectors = plain(tmp_path)
     items = collection.items()
-    monkeypatch.setattr(
-        items, "records", lambda rows, names: [dict.fromkeys(names)] * (len(rows) - 1)
-    )
+    monkeypatch.setattr(items, "records", lambda rows, names: [dict.fromkeys(names)] * (len(rows) - 1))
     with pytest.raises(ValueError, match="shorter"):
         vecmill.search(items, vectors[0], k=3)
 
