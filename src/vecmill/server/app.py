@@ -1,0 +1,273 @@
+"""The application: every request passes here, from its headers to its log line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+from vecmill.core import errors
+from vecmill.core.config import Settings, load_settings
+from vecmill.server import logs
+from vecmill.server.access import ANONYMOUS, Caller, Gate
+from vecmill.server.call import Answer, Call, ClientLeft, Noted, Receive, Scope, Send
+from vecmill.server.errors import Refusal, invalid, late, refusal_of
+from vecmill.server.hosts import check_host, cors_headers, preflight
+from vecmill.server.metrics import Metrics
+from vecmill.server.options import Options
+from vecmill.server.routes import table
+from vecmill.server.routing import Route, Table
+from vecmill.server.served import ServedModels
+
+log = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+"""What log and metrics say of a request nobody waited for; never sent."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_UNKNOWN = "unknown"
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """What requests share.
+
+    Attributes:
+        options, settings: What the operator said.
+        models: What is served. gate: who may ask. metrics: what is counted.
+        table: The routes.
+        draining: Whether the server is stopping.
+        started: When it began, in seconds since the epoch.
+    """
+
+    options: Options
+    settings: Settings
+    models: ServedModels
+    gate: Gate
+    metrics: Metrics
+    table: Table
+    draining: bool = False
+    started: float = field(default_factory=time.time)
+
+    async def start(self) -> None:
+        """Load the models; the server answers before that, but is not ready."""
+        await self.models.start()
+
+    async def close(self) -> None:
+        """Let go of the models."""
+        await self.models.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.models.ready and not self.draining
+
+
+class App:
+    """The ASGI application.
+
+    Attributes:
+        server: What requests share.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the server's life."""
+        if scope["type"] == "http":
+            await _Exchange(self.server, scope, receive, send).run()
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.server.start()
+        except Exception as error:
+            await self.server.close()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.server.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def create_app(options: Options | None = None, *, settings: Settings | None = None) -> App:
+    """Make the ASGI application; nothing is loaded before its lifespan starts.
+
+    Args:
+        options: None serves the built-in model on loopback without keys.
+        settings: None reads environment and `vecmill.toml`.
+
+    Raises:
+        ConfigError: Options contradict each other, or a file of keys cannot be read.
+    """
+    options = options or Options()
+    settings = settings or load_settings()
+    server = Server(
+        options, settings, ServedModels(options, settings), Gate(options), Metrics(), Table(table.ROUTES)
+    )
+    return App(server)
+
+
+class _Exchange:
+    """One request, from its headers to its log line."""
+
+    def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
+        self._server, self._scope, self._receive, self._send = server, scope, receive, send
+        self._headers = _by_name(scope["headers"])
+        self._id = _request_id(self._headers.get("x-request-id", ""))
+        self._route: Route | None = None
+        self._caller: Caller = ANONYMOUS
+        self._noted = Noted()
+        self._begun = False
+        self._extra: tuple[tuple[str, str], ...] = ()
+
+    async def run(self) -> None:
+        started = time.perf_counter()
+        status = CLIENT_LEFT
+        try:
+            answer = await self._answer()
+            status = answer.status
+            await self._reply(answer)
+        except ClientLeft:
+            status = CLIENT_LEFT
+        except OSError:
+            status = CLIENT_LEFT  # gone while we wrote
+        finally:
+            seconds = time.perf_counter() - started
+            route = _UNKNOWN if self._route is None else self._route.name
+            retries = self._headers.get("x-stainless-retry-count", "0")
+            again = int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0
+            self._server.metrics.request(route, status, seconds, self._noted, retries=again)
+            logs.access(
+                request_id=self._id,
+                method=self._scope["method"],
+                route=route,
+                status=status,
+                seconds=seconds,
+                caller=self._caller.id,
+                noted=self._noted,
+            )
+
+    async def _answer(self) -> Answer:
+        """Return what the route answers, or the error object of what went wrong."""
+        try:
+            return await self._routed()
+        except Refusal as refusal:
+            return self._refused(refusal)
+        except TimeoutError:
+            return self._refused(late())
+        except errors.Error as error:
+            answer = refusal_of(error)
+            if answer.status >= 500:
+                log.warning("request %s: %s", self._id, error)
+            return self._refused(answer)
+        except ClientLeft:
+            raise
+        except Exception:
+            log.exception("request %s failed", self._id)
+            return self._refused(Refusal(500, "the server had an error", type="server_error"))
+
+    async def _routed(self) -> Answer:
+        server, scope, headers = self._server, self._scope, self._headers
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise Refusal(400, "content-length and transfer-encoding exclude each other", close=True)
+        check_host(server.options, headers)
+        method, path = scope["method"], scope["path"]
+        self._extra = cors_headers(server.options, headers)
+        if method == "OPTIONS" and "access-control-request-method" in headers:
+            return preflight(server.options, headers)
+        route, parts = server.table.find(method, path)
+        self._route = route
+        client = scope.get("client")
+        self._caller = await server.gate.check(headers, route.right, address=client[0] if client else "")
+        seconds = _timeout(headers, server.options.limits.request_seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        call = Call(
+            server=server,
+            method=method,
+            path=path,
+            headers=headers,
+            query=_query(scope.get("query_string", b"")),
+            parts=parts,
+            caller=self._caller,
+            request_id=self._id,
+            deadline=deadline,
+            receive=self._receive,
+            noted=self._noted,
+        )
+        async with asyncio.timeout_at(deadline):
+            return await route.handler(call)
+
+    def _refused(self, refusal: Refusal) -> Answer:
+        self._noted.code = refusal.code or ""
+        azure = self._route is not None and self._route.azure
+        return Answer(refusal.status, refusal.body(azure=azure), headers=refusal.headers, close=refusal.close)
+
+    async def _reply(self, answer: Answer) -> None:
+        body, size = answer.body, answer.size
+        if isinstance(body, bytes):
+            size = len(body)
+        headers = [
+            (b"content-type", answer.media_type.encode()),
+            (b"x-request-id", self._id.encode()),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in self._extra),
+        ]
+        if size is not None:
+            headers.append((b"content-length", b"%d" % size))
+        if answer.close or self._server.draining:
+            headers.append((b"connection", b"close"))
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        if self._scope["method"] == "HEAD":
+            body = b""
+        if isinstance(body, bytes):
+            await self._send({"type": "http.response.body", "body": body})
+            return
+        async for piece in body:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+def _by_name(pairs: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """Return headers by lower-case name, the first of each."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+    return found
+
+
+def _request_id(given: str) -> str:
+    """Return the client's id where it is harmless, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+
+
+def _query(raw: bytes) -> Mapping[str, str]:
+    if not raw:
+        return {}
+    found: dict[str, str] = {}
+    with suppress(ValueError):
+        for name, value in parse_qsl(raw.decode("latin-1"), max_num_fields=32):
+            found.setdefault(name, value)
+    return found
+
+
+def _timeout(headers: Mapping[str, str], most: float) -> float:
+    """Return the seconds a request has: the client may ask for fewer than `most`."""
+    given = headers.get("x-request-timeout-ms")
+    if given is None:
+        return most
+    if not (given.isascii() and given.isdigit() and 0 < len(given) <= 9 and int(given) > 0):
+        raise invalid("x-request-timeout-ms must be a whole number of milliseconds above 0")
+    return min(int(given) / 1000, most)
