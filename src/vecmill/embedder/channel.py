@@ -327,6 +327,7 @@ class Channel:
             self._probe_rides = False
             await self._buy_with_probe(self.engine, work, order, advance)
         else:
+            advance = _telling(order, order.bought, advance)
             await self.engine.embed(work, into=order.bought, advance=advance)
 
     def _take_bought(self, order: Order) -> None:
@@ -365,8 +366,7 @@ class Channel:
         """Wait for what other calls fetch and take it; return the rows they did not get."""
         supplied, left = order.supplied, []
         for row, flight in order.theirs.items():
-            await flight.landed()
-            match flight.came(order.keys[row]):
+            match await flight.arrival(order.keys[row]):
                 case None:
                     left.append(row)
                 case ProviderError() as error:
@@ -461,6 +461,29 @@ class Channel:
     def _cut_probe(self, probe: str) -> str:
         info = self.provider.info
         return encode_probe(cut_to_size(decode_probe(probe, info.width), info.dimensions))
+
+
+def _telling(order: Order, bought: Bought, advance: Advance) -> Advance:
+    """Let other calls that wait for texts of this one have them request by request, not at its end."""
+    if not order.flight.rows:
+        return advance
+    flight, place = order.flight, {int(row): at for at, row in enumerate(order.mine)}
+
+    def early(row: int) -> Vectors | ProviderError | None:
+        at = place.get(row)
+        if at is None:
+            return None
+        if bought.done[at]:
+            found: Vectors = bought.vectors[at]
+            return found
+        return bought.errors.get(at)
+
+    def tell(texts: int, tokens: int) -> None:
+        advance(texts, tokens)
+        flight.tell()
+
+    flight.early = early
+    return tell
 
 
 def checked(vectors: Vectors, count: int, dimensions: int, model: str) -> Vectors:

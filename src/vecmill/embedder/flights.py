@@ -7,14 +7,17 @@ cache (or given up), so that between two calls a text is always either in a flig
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vecmill.core.errors import ProviderError
 from vecmill.core.types import Vectors
+
+Early: TypeAlias = Callable[[int], Vectors | ProviderError | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,13 +28,16 @@ class Flight:
         rows: Row of each key in `vectors` of the call that owns it.
         vectors: (n, width) float32, once landed. done: which rows have one.
         errors: Why a row has none.
+        early: Before it landed: what a row has already, its vector, its error, or None.
     """
 
     rows: dict[bytes, int]
     vectors: Vectors | None = None
     done: npt.NDArray[np.bool_] | None = None
     errors: dict[int, ProviderError] = field(default_factory=dict)
+    early: Early | None = None
     _landed: asyncio.Event = field(default_factory=asyncio.Event)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def land(
         self,
@@ -41,15 +47,28 @@ class Flight:
     ) -> None:
         """Let those who wait have what came; use `Flights.land`."""
         self.vectors, self.done, self.errors = vectors, done, errors
-        self._landed.set()
+        self.crash()
 
     def crash(self) -> None:
         """Let those who wait go on by themselves."""
         self._landed.set()
+        self._news.set()
 
-    async def landed(self) -> None:
-        """Wait until the flight has landed or crashed."""
-        await self._landed.wait()
+    def tell(self) -> None:
+        """Let those who wait look whether their row is there: a request of the call was answered."""
+        self._news.set()
+        if not self._landed.is_set():
+            self._news = asyncio.Event()
+
+    async def arrival(self, key: bytes) -> Vectors | ProviderError | None:
+        """Return what came for a key as soon as it is there; None where the call ended without it."""
+        row = self.rows[key]
+        while not self._landed.is_set():
+            found = None if self.early is None else self.early(row)
+            if found is not None:
+                return found
+            await self._news.wait()
+        return self.came(key)
 
     def came(self, key: bytes) -> Vectors | ProviderError | None:
         """Return what came for a key: its vector, its error, or None where it was not come to."""

@@ -95,6 +95,25 @@ def test_what_a_cancelled_call_did_not_fetch_another_call_gets_by_itself(moment:
     assert twice == 0  # a request torn on its way never reached this model's list
 
 
+def test_a_text_of_another_calls_first_request_arrives_with_that_request() -> None:
+    model = Hosted(max_inputs=2)
+
+    async def go() -> tuple[float, Any]:
+        door, loop = embedder(model), asyncio.get_running_loop()
+        long = asyncio.create_task(door.embed(words(8)))
+        await asyncio.sleep(0.5)
+        started = loop.time()
+        found = await door.embed(words(1))
+        took = loop.time() - started
+        await long
+        return took, found.vectors
+
+    took, vectors = run_virtual(go())
+    assert took == pytest.approx(0.5)  # not the 3.5 seconds of the whole call
+    assert np.array_equal(vectors, model.vectors(words(1)))
+    assert len(model.sent()) == 8
+
+
 def test_a_call_that_waits_for_one_the_quota_stopped_ends_with_the_quota() -> None:
     def used_up(number: int, texts: tuple[str, ...]) -> ProviderError | None:
         return QuotaExhaustedError("quota", until=1.0) if number >= 2 else None
