@@ -289,6 +289,9 @@ class Channel:
         """Put what was bought into the cache and close the order; not torn by a cancellation."""
         for nested in order.nested:
             await self.keep(nested)
+        if self.cache is None or order.bought is None or not order.bought.done.any():
+            self._flights.close(order.flight)
+            return
         task = asyncio.ensure_future(asyncio.to_thread(self._put, order))
         try:
             await asyncio.shield(task)

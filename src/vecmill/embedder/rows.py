@@ -28,9 +28,9 @@ T = TypeVar("T")
 LEAST_TOKENS = 8
 """A limit below this leaves no room for a text beside prefix and special tokens."""
 
-_AT_ONCE_CHARACTERS, _AT_ONCE_TEXTS = 32_768, 1_024
-"""What is counted, and looked through for long texts, without leaving the event loop: about 1 ms. A thread
-and back takes a tenth of that."""
+_AT_ONCE_CHARACTERS, _AT_ONCE_TOKENIZED, _AT_ONCE_TEXTS = 32_768, 4_096, 1_024
+"""What is counted, tokenized by a local model, and looked through for long texts without leaving the event
+loop: about 1 ms. A thread and back takes a tenth of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ async def prepare(provider: Provider, texts: Sequence[str | None], policy: Polic
             continue
         distinct[row] = positions.setdefault(text, len(positions))
     unique = tuple(positions)
-    small = provider.info.hosted and sum(map(len, unique)) <= _AT_ONCE_CHARACTERS
+    small = sum(map(len, unique)) <= (_AT_ONCE_CHARACTERS if provider.info.hosted else _AT_ONCE_TOKENIZED)
     encoded = await _aside(small, partial(provider.encode, unique, input_type=policy.input_type))
     overhead = int(provider.encode([""], input_type=policy.input_type).tokens[0])
     return Prepared(len(texts), distinct, encoded, unique, overhead, errors)
