@@ -246,7 +246,7 @@ def test_a_reader_who_leaves_early_is_no_error(vecmill: Run, notes: Path, tmp_pa
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "vecmill.cli", "search", "notes.parquet", "x", "--json"],
+        [sys.executable, "-m", "vecmill", "search", "notes.parquet", "x", "--json"],
         cwd=tmp_path,
         stdout=write,
         stderr=subprocess.PIPE,
@@ -262,7 +262,7 @@ def test_closed_and_full_streams_stop_no_job(notes: Path, tmp_path: Path) -> Non
     for number, ending in enumerate(
         ("2>&-", ">&-", "2>&- >&- <&-", *(["2>/dev/full"] * Path("/dev/full").exists()))
     ):
-        command = f'"$0" -m vecmill.cli embed notes.csv --text text --id id -o {number}.parquet {ending}'
+        command = f'"$0" -m vecmill embed notes.csv --text text --id id -o {number}.parquet {ending}'
         done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, check=False)
         assert (ending, done.returncode) == (ending, 0)
         assert package.read_vectors(tmp_path / f"{number}.parquet").total_rows == 3
@@ -282,7 +282,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(vecmill: R
         rows.writerow(["text"])
         rows.writerows([f"row {number}"] for number in range(100_000))
     embed = ["embed", "in.csv", "--text", "text", "-o", "o.parquet"]
-    command = [sys.executable, "-m", "vecmill.cli", *embed]
+    command = [sys.executable, "-m", "vecmill", *embed]
     lines: list[str] = []
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -303,7 +303,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(vecmill: R
 
 
 def test_an_interrupt_ends_the_wait_for_standard_input(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vecmill.cli", "embed", "-", "--format", "txt", "-o", "o.parquet"]
+    command = [sys.executable, "-m", "vecmill", "embed", "-", "--format", "txt", "-o", "o.parquet"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
