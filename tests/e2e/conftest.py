@@ -19,7 +19,7 @@ def vecmill(tmp_path: Path) -> Run:
 
     def run(*arguments: str | Path, stdin: str | bytes = "", **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "vecmill.cli", *map(str, arguments)],
+            [sys.executable, "-m", "vecmill", *map(str, arguments)],
             cwd=tmp_path,
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,

@@ -29,7 +29,7 @@ SCENARIO = replace(
 
 
 def embed(source: Path, output: Path, simulator: Simulator, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vecmill.cli", "embed", str(source), "-o", str(output), "--json"]
+    command = [sys.executable, "-m", "vecmill", "embed", str(source), "-o", str(output), "--json"]
     command += ["-m", "openai:text-embedding-3-small", "--base-url", simulator.url, "--columns", "none"]
     environment = {**os.environ, "OPENAI_API_KEY": simulator.key, "VECMILL_CACHE_DIR": str(cache)}
     pipe = subprocess.PIPE

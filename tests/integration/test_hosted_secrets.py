@@ -35,7 +35,7 @@ def test_neither_key_nor_text_appears_where_it_does_not_belong(
     home, cache, out = tmp_path / "home", tmp_path / "cache", tmp_path / "out.parquet"
     scenario = replace(POISONED, models={"tiny": Model(8)}, keys=(KEY,), max_inputs=32, faults=faults, seed=3)
     with simulator_thread(scenario) as simulator:
-        command = [sys.executable, "-m", "vecmill.cli", "embed", str(source), "-o", str(out), "--debug"]
+        command = [sys.executable, "-m", "vecmill", "embed", str(source), "-o", str(out), "--debug"]
         command += ["-m", "openai:tiny", "--base-url", simulator.url, "--json"]
         environment = {**os.environ, "OPENAI_API_KEY": KEY, "VECMILL_HOME": str(home)}
         environment["VECMILL_CACHE_DIR"] = str(cache)

@@ -195,7 +195,7 @@ def test_a_sync_that_has_spent_what_it_may_pauses_and_goes_on(
     simulator: Simulator, tmp_path: Path, target: str
 ) -> None:
     table = write(tmp_path / "in" / "t.csv", rows(3000))
-    command = [sys.executable, "-m", "vecmill.cli", "sync", str(table), target, "--id", "sku", "--json"]
+    command = [sys.executable, "-m", "vecmill", "sync", str(table), target, "--id", "sku", "--json"]
     command += ["-m", MODEL, "--text", "title"]
     capped = subprocess.run([*command, "--max-usd", "0.0003"], capture_output=True, text=True, check=False)
     assert capped.returncode == 4, capped.stderr
@@ -217,7 +217,7 @@ def test_a_sync_killed_again_and_again_ends_right_and_pays_once(
     table = write(tmp_path / "in" / "t.csv", rows(3000))
     with simulator_thread(scenario) as simulator:
         environment = {**os.environ, "OPENAI_API_KEY": simulator.key, "OPENAI_BASE_URL": simulator.url}
-        command = [sys.executable, "-m", "vecmill.cli", "sync", str(table), target, "--id", "sku", "--json"]
+        command = [sys.executable, "-m", "vecmill", "sync", str(table), target, "--id", "sku", "--json"]
 
         def start(*more: str) -> subprocess.Popen[str]:
             pipe = subprocess.PIPE

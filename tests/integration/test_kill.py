@@ -21,7 +21,7 @@ SEED = 2026
 def command(data_dir: Path, output: Path, rows: int) -> list[str]:
     source = data_dir / "scale" / "multi30k_captions_en.parquet"
     return [
-        *(sys.executable, "-m", "vecmill.cli", "embed", str(source), "--text", "text"),
+        *(sys.executable, "-m", "vecmill", "embed", str(source), "--text", "text"),
         *("--limit", str(rows), "-o", str(output)),
     ]
 
