@@ -183,7 +183,7 @@ class _Exchange:
         server, scope, headers = self._server, self._scope, self._headers
         if "transfer-encoding" in headers and "content-length" in headers:
             raise Refusal(400, "content-length and transfer-encoding exclude each other", close=True)
-        check_host(server.options, headers)
+        check_host(server.options, headers, version=scope.get("http_version", ""))
         method, path = scope["method"], scope["path"]
         self._extra = cors_headers(server.options, headers)
         if method == "OPTIONS" and "access-control-request-method" in headers:
