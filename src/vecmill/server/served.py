@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -109,8 +109,8 @@ class ServedModels:
             )
         self.ready = True
 
-    @contextmanager
-    def lease(self, name: str) -> Iterator[Served]:
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[Served]:
         """Take the version that serves a name now; it stays until the lease ends, whatever is switched.
 
         Raises:

@@ -16,7 +16,7 @@ async def embeddings(call: Call) -> Answer:
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     if not texts:
         raise invalid("'$.input' is invalid", param="input")
-    with call.server.models.lease(body["model"]) as served:
+    async with call.server.models.lease(body["model"]) as served:
         work = served.provider.encode(texts, input_type=InputType.DOCUMENT)
         found = await served.vectors(work, key=call.caller.id, deadline=call.deadline)
     data = [
