@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vecmill.cli.bench_serve import serve
 from vecmill.cli.exit_codes import COULD_NOT_RUN, OK
 from vecmill.cli.output import emit, plain, say, tell
 from vecmill.core.config import load_settings
@@ -359,3 +360,6 @@ def _compared(report: Report, as_json: bool) -> int:
     else:
         say(*(plain(line, keep_lines=True) for line in render(report)))
     return COULD_NOT_RUN if report.missed else OK
+
+
+bench.add_command(serve)
