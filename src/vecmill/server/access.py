@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
+from vecmill.core import clock
+from vecmill.core.config import Settings
+from vecmill.server.errors import Refusal, wait
+from vecmill.server.hosts import needs_keys
+from vecmill.server.keys import FILE_NAME, Key, KeyStore, Right, masked
 from vecmill.server.options import Options
 
+__all__ = ["ANONYMOUS", "Caller", "Gate", "Right"]
 
-class Right(StrEnum):
-    """What a route needs; a key has some of them.
+MAX_ADDRESSES = 4096
+"""Addresses whose wrong keys are counted; of more the one seen longest ago is forgotten."""
 
-    OPEN: nothing (liveness only). EMBED: vectors, tokens, ranking. READ: models, status, readiness, documents.
-    METRICS: the metrics. ADMIN: reload.
-    """
-
-    OPEN = "open"
-    EMBED = "embed"
-    READ = "read"
-    METRICS = "metrics"
-    ADMIN = "admin"
+_CHALLENGE = ("www-authenticate", 'Bearer realm="vecmill"')
+_INVALID_KEY = "invalid_api_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,38 @@ class Caller:
 
 
 ANONYMOUS = Caller("anonymous", frozenset(Right))
+"""Whoever asks an open server."""
+
+_NOBODY = Caller("anonymous", frozenset({Right.OPEN}))
 
 
 class Gate:
-    """Lets requests in."""
+    """Lets requests in.
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    It is closed, so that every route but the open ones needs a key, when the options ask for that, when other
+    machines reach the address, when an OIDC issuer is set, or when there is any key at all, expired ones
+    included. Once closed it stays so until the process ends.
+
+    Args:
+        options: What the operator said.
+        settings: Where the keys are, unless the options say it.
+    """
+
+    def __init__(self, options: Options, settings: Settings) -> None:
+        """Read the keys.
+
+        Raises:
+            StorageError: The file of keys is there and cannot be read, or is not whole.
+        """
+        self._keys = KeyStore(options.keys_file or settings.home / FILE_NAME)
+        self._closed = needs_keys(options)
+        self._failures = _Failures(options.limits.failed_keys_per_minute)
+        self._reading = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a key is needed."""
+        return self._closed or self._keys.has_keys
 
     async def check(self, headers: Mapping[str, str], right: Right, *, address: str) -> Caller:
         """Return who asks.
@@ -56,4 +82,118 @@ class Gate:
         Raises:
             Refusal: 401 no or a wrong key, 403 a key without the right, 429 too many wrong keys.
         """
-        return ANONYMOUS
+        if right is Right.OPEN:
+            return _NOBODY
+        if self._keys.is_due and not self._reading:
+            await self._read()
+        if not self.is_closed:
+            return ANONYMOUS
+        given = _given(headers)
+        if given is None:
+            raise _missing()
+        caller = self._known(given)
+        if isinstance(caller, Refusal):
+            seconds = self._failures.count(address, asyncio.get_running_loop().time())
+            if seconds is not None:
+                raise wait("too many wrong API keys from this address; wait, then use a valid one", seconds)
+            raise caller
+        if right not in caller.rights:
+            raise _forbidden(right, caller.rights)
+        return caller
+
+    async def _read(self) -> None:
+        """Look at the file of keys; one request waits for it, the others go on with what is known."""
+        self._reading = True
+        try:
+            await asyncio.to_thread(self._keys.refresh)
+        finally:
+            self._reading = False
+
+    def _known(self, given: str) -> Caller | Refusal:
+        key = self._keys.find(given)
+        if key is None:
+            return _wrong(given)
+        if not key.is_valid(clock.now()):
+            return _over(key, given)
+        return Caller(f"key:{key.id}", key.rights)
+
+
+def _given(headers: Mapping[str, str]) -> str | None:
+    """Return the key of a request, None where there is none.
+
+    Raises:
+        Refusal: 401, two headers bring different ones.
+    """
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+    other = headers.get("api-key", "").strip()
+    if bearer and other and bearer != other:
+        raise _unauthorized("Authorization and api-key bring different API keys; send one of them")
+    return bearer or other or None
+
+
+class _Failures:
+    """Wrong keys by address: so many at once, then one each time a share of the minute has passed.
+
+    Args:
+        per_minute: How many an address may send.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._most = max(per_minute, 1)
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # network -> (left, when)
+
+    def count(self, address: str, now: float) -> float | None:
+        """Count a wrong key. Return None, or the seconds to wait where there were too many."""
+        network = _network(address)
+        left, when = self._left.pop(network, (float(self._most), now))
+        left = min(left + (now - when) * self._most / 60, float(self._most))
+        if left < 1:
+            self._left[network] = (left, now)
+            return (1 - left) * 60 / self._most
+        self._left[network] = (left - 1, now)
+        if len(self._left) > MAX_ADDRESSES:
+            self._left.popitem(last=False)
+        return None
+
+
+def _network(address: str) -> str:
+    """Return what counts as one address: of IPv6 the network of 64 bits, which is one customer."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
+
+
+def _unauthorized(message: str) -> Refusal:
+    return Refusal(401, message, code=_INVALID_KEY, headers=(_CHALLENGE,))
+
+
+def _missing() -> Refusal:
+    return _unauthorized(
+        "You didn't provide an API key. You need to provide your API key in an Authorization header using "
+        "Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or in an api-key header."
+    )
+
+
+def _wrong(given: str) -> Refusal:
+    return _unauthorized(
+        f"Incorrect API key provided: {masked(given)}. Ask who runs this server for a key; it is made with "
+        "`vecmill key add NAME`."
+    )
+
+
+def _over(key: Key, given: str) -> Refusal:
+    what = "is switched off" if key.disabled else "has expired"
+    return _unauthorized(f"Incorrect API key provided: {masked(given)}. This key {what}; ask for a new one.")
+
+
+def _forbidden(right: Right, has: frozenset[Right]) -> Refusal:
+    rights = ", ".join(each.value for each in Right if each in has) or "none"
+    message = f"This API key lacks the right '{right.value}', which this request needs; it has: {rights}."
+    return Refusal(403, message, type="permission_error", code="insufficient_permissions")

@@ -110,12 +110,18 @@ def create_app(options: Options | None = None, *, settings: Settings | None = No
         settings: None reads environment and `vecmill.toml`.
 
     Raises:
-        ConfigError: Options contradict each other, or a file of keys cannot be read.
+        ConfigError: Options contradict each other.
+        StorageError: The file of keys is there and cannot be read.
     """
     options = options or Options()
     settings = settings or load_settings()
     server = Server(
-        options, settings, ServedModels(options, settings), Gate(options), Metrics(), Table(table.ROUTES)
+        options,
+        settings,
+        ServedModels(options, settings),
+        Gate(options, settings),
+        Metrics(),
+        Table(table.ROUTES),
     )
     return App(server)
 

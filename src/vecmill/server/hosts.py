@@ -1,8 +1,8 @@
 """Which hosts and which pages' origins are answered: what keeps a browser from being used against the server.
 
-A page of any site may make its visitor's browser send requests to this machine, and with a name that resolves
-to 127.0.0.1 (DNS rebinding) even read the answers. So a server on a loopback address answers only to names that
-can mean nothing else, and a page of another origin only where it was allowed by name.
+A page of any site may make its visitor's browser send requests to this machine, and with a name that
+resolves to 127.0.0.1 (DNS rebinding) even read the answers. So a server on a loopback address answers only to
+names that can mean nothing else, and a page of another origin only where it was allowed by name.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 def needs_keys(options: Options) -> bool:
-    """Say whether the options alone close the server: asked for, reachable from outside, or an issuer is set."""
+    """Say whether the options alone close the server: asked for, reachable from outside, or issuer set."""
     return options.require_keys or options.oidc_issuer is not None or not is_loopback(options.host)
 
 
