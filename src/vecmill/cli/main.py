@@ -42,7 +42,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "job": ("vecmill.cli.job:job", "List the jobs of this machine, and go on with one."),
     "cache": ("vecmill.cli.cache:cache", "Show, prune, clear and fill the cache of vectors."),
     "config": ("vecmill.cli.config:config", "Show the settings and where each comes from."),
+    "serve": ("vecmill.cli.serve:serve", "Serve models over HTTP as OpenAI does."),
     "bench": ("vecmill.cli.bench:bench", "Measure this machine."),
+    "key": ("vecmill.cli.key:key", "Make, list and remove the API keys of the server."),
     "simulate": (
         "vecmill.cli.simulate:simulate",
         "Serve made-up vectors as OpenAI, Azure OpenAI and GitHub Models would.",
@@ -51,7 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """name -> ("module:attribute", first line of its help), in the order of the help page."""
 
-ALIASES = {"models": "model", "jobs": "job", "caches": "cache", "indexes": "index"}
+ALIASES = {"models": "model", "jobs": "job", "caches": "cache", "indexes": "index", "keys": "key"}
 """Plurals people type; understood, not shown."""
 
 

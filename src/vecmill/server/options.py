@@ -100,6 +100,7 @@ class Options:
         allow_truncated_dimensions: Cut vectors also of models not known to allow it.
         keys_file: Where keys are kept; None: `keys.json` of the settings' home.
         require_keys: Closed also where no key exists yet; set for addresses other than this machine's.
+        insecure_no_keys: Open where no key exists, also at addresses others reach.
         oidc_issuer, oidc_audience, oidc_jwks_url: Whose bearer tokens are believed.
         allowed_hosts: Values of Host that are answered; empty: those of a loopback address, or any where
             keys are required.
@@ -123,6 +124,7 @@ class Options:
     allow_truncated_dimensions: bool = False
     keys_file: Path | None = None
     require_keys: bool = False
+    insecure_no_keys: bool = False
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None
