@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
-from vecmill.core.errors import ProviderError
+import numpy as np
+import numpy.typing as npt
+
+from vecmill.core.errors import BadReplyError, InputError, ProviderError, RefusedError
 from vecmill.core.types import Vectors
 from vecmill.models.base import Encoded, join
+from vecmill.server.errors import Refusal, late, unavailable, wait
+from vecmill.server.fairness import Piece, Turns, Waiting
 from vecmill.server.options import Limits
+from vecmill.server.pace import Pace
+
+MAX_WAIT = 60.0
+"""Seconds a refused client is asked to wait at most."""
+
+_GUESS = 1.0
+"""Seconds a refused client is asked to wait while nothing was measured."""
+
+_HOPELESS = 1.5
+"""A request is given up when its rest alone would take so many times the time it has left."""
+
+_LOOK_EVERY = 0.005
+"""Seconds between two looks at what has expired."""
+
+_ANY = 1 << 62
+
+_INTERRUPTED = "the model was stopped while it computed: try again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,35 +41,73 @@ class Batched:
     """What came for a batch of n texts, or for one request of it.
 
     Attributes:
-        vectors: (n, width) float32 in the order of the texts; rows with an error are zeros.
+        vectors: (n, width) float32 in the order of the texts; rows with an error are zeros. Not to be written
+            to: requests of one batch share its memory.
         errors: Why a text has none, by position.
         cached: Texts that were computed or paid for earlier, or for another request.
+        free: (n,) bool, which texts these were, where it is known; then `cached` of each request is exact.
     """
 
     vectors: Vectors
     errors: dict[int, ProviderError] = field(default_factory=dict)
     cached: int = 0
+    free: npt.NDArray[np.bool_] | None = None
 
 
 Supply: TypeAlias = Callable[[Encoded], Awaitable[Batched]]
 """Computes or buys one batch."""
 
 
+@dataclass(slots=True)
+class Stats:
+    """What a batcher has done. Counters only grow; tokens are padded to multiples of 8.
+
+    Attributes:
+        requests: Admitted. refused: answered 429. expired: answered 504. cancelled: their client left.
+        batches, batch_texts, batch_tokens: Given to the model. failed: of these, batches that raised.
+        busy_seconds: Of batches on their way, added up.
+        wait_seconds: Between arrival and the begin of a request's first batch, added up over `begun`.
+        begun: Requests whose first batch began.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    batches: int = 0
+    batch_texts: int = 0
+    batch_tokens: int = 0
+    failed: int = 0
+    busy_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    begun: int = 0
+
+
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    work: Encoded
-    future: asyncio.Future[Batched]
+class _Batch:
+    """Texts on their way: the pieces of requests, in order; `cost` in padded tokens."""
+
+    pieces: list[Piece]
+    cost: int
+    begun: float
 
 
 class Batcher:
     """Collects what waits while the model is busy and gives it to the model together.
 
+    A batch begins as soon as fewer than `at_once` are on their way, so a lone request never waits. What is
+    taken, and from whom, is decided then (`Turns`): a request of another key that arrives during a batch is
+    in the next one, whatever else waits.
+
     Args:
         supply: Computes one batch.
         limits: Size of a batch and of the queue.
         at_once: Batches on their way at once: 1 for a model that computes here, more for one that is asked.
-        linger: Seconds a request waits for company while another batch is on its way and `at_once` allows more.
+        linger: Seconds to wait for company where `at_once` allows more and another batch is on its way.
         max_texts: Texts of one batch; None: any number.
+
+    Attributes:
+        stats: What it has done.
     """
 
     def __init__(
@@ -61,8 +121,35 @@ class Batcher:
     ) -> None:
         self._supply = supply
         self._limits = limits
-        self._queue: deque[_Waiting] = deque()
-        self._running: asyncio.Task[None] | None = None
+        self._at_once = max(at_once, 1)
+        self._linger = linger
+        self._most = _ANY if max_texts is None else max(max_texts, 1)
+        self._turns = Turns()
+        self._pace = Pace(self._at_once)
+        self._running: dict[_Batch, asyncio.Task[None]] = {}
+        self._open: dict[Waiting, None] = {}
+        self._scheduled = False
+        self._since: float | None = None  # what waits longest for company has waited since then
+        self._go_at: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._quiet: asyncio.Future[None] | None = None
+        self._closed: str | None = None
+        self.stats = Stats()
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Padded tokens in the queue."""
+        return self._turns.tokens
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests of which something is in the queue."""
+        return self._turns.requests
+
+    @property
+    def rate(self) -> float | None:
+        """Padded tokens a second the model was measured to compute; None before its first batch."""
+        return self._pace.rate
 
     async def vectors(self, work: Encoded, *, key: str, deadline: float) -> Batched:
         """Return the vectors of one request's texts.
@@ -70,7 +157,7 @@ class Batcher:
         Cancelling takes what has not begun out of the queue.
 
         Args:
-            work: The texts, none above the model's limit.
+            work: The texts, at least one, none above the model's limit.
             key: Who asks: keys take turns.
             deadline: The loop's time at which the answer is worth nothing any more.
 
@@ -78,37 +165,262 @@ class Batcher:
             Refusal: 429 the queue is full, 504 the deadline passed, 503 the model is being closed.
             Error: What the supply raised.
         """
-        waiting = _Waiting(work, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
-        return await waiting.future
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._closed is not None:
+            raise unavailable("the model is being stopped: try again", self._closed, seconds=_GUESS)
+        if not len(work):
+            return Batched(np.zeros((0, 0), dtype=np.float32))
+        request = Waiting(work, key, deadline, loop.create_future(), now)
+        self._admit(request, now)
+        self.stats.requests += 1
+        self._open[request] = None
+        self._turns.add(request)
+        if self._since is None:
+            self._since = now
+        if self._watch is None or deadline < self._watch.when():
+            self._watch_until(deadline, loop)
+        if not self._scheduled and len(self._running) < self._at_once:
+            self._scheduled = True
+            loop.call_soon(self._pump)  # what arrives in the same turn of the loop goes together
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            if not request.over:
+                self.stats.cancelled += 1
+                self._end(request)
+            elif not request.future.cancelled():
+                request.future.exception()  # nobody is left to read it
+            raise
 
-    async def _run(self) -> None:
-        while self._queue:
-            taken = list(self._queue)
-            self._queue.clear()
-            try:
-                found = await self._supply(join([waiting.work for waiting in taken]))
-            except Exception as error:  # noqa: BLE001 - each request gets it
-                for waiting in taken:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(error)
+    async def close(self, *, code: str = "shutting_down") -> None:
+        """Refuse new requests and return when every earlier one is answered.
+
+        Args:
+            code: What new requests are told: "shutting_down", or "model_loading" where another version comes.
+        """
+        self._closed = code
+        if self._open:
+            if self._quiet is None:
+                self._quiet = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._quiet)
+        for timer in (self._go_at, self._watch):
+            if timer is not None:
+                timer.cancel()
+        tasks = list(self._running.values())
+        for task in tasks:  # nobody waits for these any more
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # Arriving
+
+    def _watch_until(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Look for expired requests at this time."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = loop.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        """Answer what has expired."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._watch = None
+        for request in [request for request in self._open if request.deadline <= now]:
+            self._expire(request)
+        if self._open:
+            earliest = min(request.deadline for request in self._open)
+            self._watch_until(max(earliest, now + _LOOK_EVERY), loop)
+
+    def _admit(self, request: Waiting, now: float) -> None:
+        """Refuse a request the queue has no room for. Where nothing waits there is room for any."""
+        if request.deadline <= now:
+            self.stats.expired += 1
+            raise late()
+        waiting = self._turns.tokens
+        if not waiting:
+            return
+        rate, limits = self._pace.rate, self._limits
+        if waiting + request.cost > limits.queue_tokens:
+            seconds = _GUESS if rate is None else waiting / rate
+            raise self._full(f"{waiting} tokens wait for this model, {limits.queue_tokens} may", seconds)
+        if rate is None:
+            return
+        begun = self._on_the_way(now, rate)
+        left = request.deadline - now
+        most = min(limits.queue_seconds, left)
+        if begun + (waiting + request.cost) / rate <= most:
+            return  # the usual case: even behind all that waits
+        first, last = (begun + tokens / rate for tokens in self._turns.ahead(request.key, request.cost))
+        if first > limits.queue_seconds:
+            most = limits.queue_seconds
+            raise self._full(
+                f"the wait for this model is about {first:.1f} s, at most {most:g} s may be", first
+            )
+        batch = min(limits.batch_tokens, waiting)  # it is answered with the others of its batch
+        if last + (request.cost + batch) / rate > left:
+            raise self._full("the request would not be answered before its deadline", first)
+
+    def _full(self, message: str, seconds: float) -> Refusal:
+        self.stats.refused += 1
+        return wait(f"{message}: try again in a moment", min(seconds, MAX_WAIT))
+
+    def _on_the_way(self, now: float, rate: float) -> float:
+        """Return the seconds until what is on its way is done, by the measured rate."""
+        cost = sum(batch.cost for batch in self._running)
+        spent = sum(now - batch.begun for batch in self._running) / self._at_once
+        return max(cost / rate - spent, 0.0)
+
+    # Batches
+
+    def _pump(self) -> None:
+        """Begin what can begin."""
+        self._scheduled = False
+        if self._go_at is not None:
+            self._go_at.cancel()
+            self._go_at = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._turns.tokens and len(self._running) < self._at_once:
+            if self._lingers(now, loop):
+                return
+            usable = partial(self._usable, now=now)
+            pieces = self._turns.take(self._limits.batch_tokens, self._most, usable)
+            self._since = now if self._turns.tokens else None
+            if pieces:
+                self._begin(pieces, now, loop)
+
+    def _lingers(self, now: float, loop: asyncio.AbstractEventLoop) -> bool:
+        """Say whether what waits should wait for company, and look again when it has."""
+        if not self._running or self._linger <= 0 or self._turns.tokens >= self._limits.batch_tokens:
+            return False
+        until = (now if self._since is None else self._since) + self._linger
+        if until <= now or self._turns.texts >= self._most:
+            return False
+        self._go_at = loop.call_at(until, self._pump)
+        return True
+
+    def _usable(self, request: Waiting, now: float) -> bool:
+        """Say whether a request's texts are still wanted; where not, it is answered and gone."""
+        left = request.deadline - now
+        rate = self._pace.rate
+        if left > 0 and (rate is None or request.left <= rate * left * _HOPELESS or not request.taken):
+            return True
+        self._expire(request)
+        return False
+
+    def _expire(self, request: Waiting) -> None:
+        self.stats.expired += 1
+        self._end(request, late())
+
+    def _begin(self, pieces: list[Piece], now: float, loop: asyncio.AbstractEventLoop) -> None:
+        cost = texts = 0
+        for request, start, end in pieces:
+            cost += request.cost_of(start, end)
+            texts += end - start
+            if not start:
+                self.stats.wait_seconds += now - request.arrived
+                self.stats.begun += 1
+        self.stats.batches += 1
+        self.stats.batch_texts += texts
+        self.stats.batch_tokens += cost
+        batch = _Batch(pieces, cost, now)
+        self._running[batch] = loop.create_task(self._run(batch))
+
+    async def _run(self, batch: _Batch) -> None:
+        """Get one batch, begin the next one, then answer this one's requests."""
+        loop = asyncio.get_running_loop()
+        pieces = batch.pieces
+        try:
+            found = await self._supplied(pieces)
+            spent = loop.time() - batch.begun
+            if isinstance(found, Batched):
+                self._pace.measured(batch.cost, spent)
+            else:
+                self.stats.failed += 1
+            if len(pieces) > 1 and isinstance(found, InputError | RefusedError):
+                await self._each_alone(pieces)
+                pieces = []
+        finally:
+            self.stats.busy_seconds += loop.time() - batch.begun
+            del self._running[batch]
+            self._pump()  # the next batch is on its way while this one is handed out
+        loop.call_soon(self._hand_out, pieces, found)
+        if isinstance(found, KeyboardInterrupt | SystemExit):
+            raise found
+
+    async def _supplied(self, pieces: Sequence[Piece]) -> Batched | BaseException:
+        """Return what the supply gives or raises for these texts; raise nothing."""
+        try:
+            parts = [request.part(start, end) for request, start, end in pieces]
+            work = parts[0] if len(parts) == 1 else join(parts)
+            found = await self._supply(work)
+        except BaseException as error:
+            return error
+        if len(found.vectors) == len(work):
+            return found
+        return BadReplyError(f"the model gave {len(found.vectors)} vectors for {len(work)} texts")
+
+    async def _each_alone(self, pieces: Sequence[Piece]) -> None:
+        """Try the requests of a batch one by one, so that one bad text fails only its own."""
+        for at, piece in enumerate(pieces):
+            if piece[0].over:
                 continue
-            start = 0
-            for waiting in taken:
-                end = start + len(waiting.work)
-                if not waiting.future.done():
-                    waiting.future.set_result(Batched(found.vectors[start:end]))
-                start = end
-        self._running = None
+            found = await self._supplied([piece])
+            if isinstance(found, BaseException) and not isinstance(found, Exception):
+                self._hand_out(pieces[at:], found)
+                return
+            self._hand_out([piece], found)
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens in the queue."""
-        return sum(int(waiting.work.tokens.sum()) for waiting in self._queue)
+    def _hand_out(self, pieces: Sequence[Piece], found: Batched | BaseException) -> None:
+        """Give each request its share of a batch, or the error."""
+        at = 0
+        for request, start, end in pieces:
+            if not request.over:
+                if isinstance(found, Batched):
+                    self._land(request, start, end, found, at)
+                elif isinstance(found, Exception):
+                    self._end(request, found)
+                else:
+                    self._end(request, unavailable(_INTERRUPTED, "shutting_down", seconds=_GUESS))
+            at += end - start
 
-    async def close(self) -> None:
-        """Refuse new requests and return when every earlier one is answered."""
-        if self._running is not None:
-            await self._running
+    def _land(self, request: Waiting, start: int, end: int, found: Batched, at: int) -> None:
+        """Take the rows of a request from a batch in which they begin at row `at`."""
+        count = end - start
+        vectors = found.vectors[at : at + count]
+        if found.errors:
+            there = {row - at: error for row, error in found.errors.items() if at <= row < at + count}
+            for row, error in there.items():
+                request.errors[request.position(start + row, whole=count == len(request.work))] = error
+        if found.free is not None:
+            request.cached += int(np.count_nonzero(found.free[at : at + count]))
+        elif found.cached:  # only their sum is known: in proportion
+            texts = len(found.vectors)
+            request.cached += found.cached * (at + count) // texts - found.cached * at // texts
+        request.landed += count
+        n = len(request.work)
+        if count == n:
+            request.vectors = vectors
+        else:
+            if request.vectors is None:
+                request.vectors = np.zeros((n, vectors.shape[1]), dtype=np.float32)
+            if request.vectors.shape[1] != vectors.shape[1]:
+                return self._end(request, BadReplyError("the model changed the dimensions of its vectors"))
+            request.vectors[request.rows[start:end]] = vectors
+        if request.landed == n:
+            self._end(request, Batched(request.vectors, request.errors, request.cached))
+        return None
+
+    def _end(self, request: Waiting, answer: Batched | Exception | None = None) -> None:
+        """Answer a request, or forget it, and take what is left of it out of the queue."""
+        request.over = True
+        self._turns.discard(request)
+        self._open.pop(request, None)
+        if not request.future.done():
+            if isinstance(answer, Exception):
+                request.future.set_exception(answer)
+            elif answer is not None:
+                request.future.set_result(answer)
+        if not self._open and self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)

@@ -1,0 +1,40 @@
+"""How fast a model is, measured from its batches."""
+
+from __future__ import annotations
+
+MEMORY = 8.0
+"""Seconds of work after which a measurement counts half."""
+
+_OUTLIER = 4.0
+
+
+class Pace:
+    """Padded tokens a second, from batches of many sizes.
+
+    A batch counts by the square of its tokens (least squares through zero): a thousand lone short texts,
+    each mostly fixed cost, say little about how fast a full queue is worked off. Time without work changes
+    nothing, and a batch counts as at most four times slower or faster than expected.
+
+    Args:
+        at_once: Batches that run side by side; each is measured from its own begin to its own end.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._squares = 0.0
+        self._products = 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Padded tokens a second of all batches together; None before anything was measured."""
+        return self._at_once * self._squares / self._products if self._products > 0 else None
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """Count one batch."""
+        seconds = max(seconds, 1e-6)
+        if self._products > 0:
+            expected = tokens * self._products / self._squares
+            seconds = min(max(seconds, expected / _OUTLIER), expected * _OUTLIER)
+        kept = 0.5 ** (seconds / MEMORY)
+        self._squares = self._squares * kept + float(tokens) * tokens
+        self._products = self._products * kept + tokens * seconds
