@@ -151,7 +151,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def keys(self) -> tuple[Key, ...]:
+    def read(self) -> tuple[Key, ...]:
         """Return all keys, in the order they were added; none where there is no file.
 
         Raises:
