@@ -59,7 +59,9 @@ def is_loopback(host: str) -> bool:
 
 def needs_keys(options: Options) -> bool:
     """Say whether the options alone close the server: asked for, reachable from outside, or issuer set."""
-    return options.require_keys or options.oidc_issuer is not None or not is_loopback(options.host)
+    if options.require_keys or options.oidc_issuer is not None:
+        return True
+    return not (options.insecure_no_keys or is_loopback(options.host))
 
 
 def check_host(options: Options, headers: Mapping[str, str], *, version: str = "") -> None:
