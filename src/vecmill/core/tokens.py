@@ -110,6 +110,31 @@ def byte_lengths(text: str, encoding: str = DEFAULT_ENCODING) -> IntArray:
     return np.fromiter(map(len, pieces), np.int64, len(pieces))
 
 
+def encode(text: str, encoding: str = DEFAULT_ENCODING) -> list[int]:
+    """Return the token ids of a text; nothing in it is special.
+
+    Raises:
+        UnknownNameError: No such encoding is shipped.
+    """
+    return _encoding(encoding).any.encode_ordinary(text)
+
+
+def decode(ids: Sequence[int], encoding: str = DEFAULT_ENCODING) -> str:
+    """Return the text token ids stand for.
+
+    Raises:
+        InputError: An id is not in the vocabulary, or the bytes are no UTF-8: part of a character is missing.
+        UnknownNameError: No such encoding is shipped.
+    """
+    found = _encoding(encoding).any
+    try:
+        return found.decode_bytes(ids).decode("utf-8")
+    except (KeyError, OverflowError) as error:
+        raise InputError(f"a token id is not in the vocabulary of {encoding}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the token ids are no whole text in {encoding}: a character is cut") from error
+
+
 @cache
 def _encoding(name: str) -> _Encodings:
     if name not in _SOURCES:

@@ -210,7 +210,7 @@ async def finish(channel: Channel, started: Started, *, advance: Advance = no_ad
     pieces, supplied, failed = _without_failed(started.pieces, supplied)
     vectors = supplied.vectors
     if policy.long_text is LongText.AVERAGE:
-        vectors = _average(vectors, pieces, normalized=info.normalized)
+        vectors = average(vectors, pieces, normalized=info.normalized)
     vectors = cut_to_size(vectors, info.dimensions)
     return _by_row(prepared, policy, pieces, vectors, failed, supplied, billed)
 
@@ -271,7 +271,7 @@ def _without_failed(pieces: Pieces, supplied: Supplied) -> tuple[Pieces, Supplie
     return Pieces(counts, tuple(pieces.spans[i] for i in kept), pieces.refused), left, failed
 
 
-def _average(vectors: Vectors, pieces: Pieces, *, normalized: bool) -> Vectors:
+def average(vectors: Vectors, pieces: Pieces, *, normalized: bool) -> Vectors:
     """Average each text's pieces, weighted by tokens, and renormalize: (pieces, d) -> (kept, d)."""
     counts = pieces.counts[pieces.counts > 0]
     if len(vectors) == len(counts):

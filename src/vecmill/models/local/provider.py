@@ -50,6 +50,9 @@ def load(
     precision: str | None = None,
     threads: int | None = None,
     max_tokens: int | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    streams: int | None = None,
 ) -> LocalProvider:
     """Open a local model. Nothing is compiled before the first text is embedded.
 
@@ -60,15 +63,21 @@ def load(
         precision: "float32" or "int8"; None is int8 for the built-in model and float32 for folders.
         threads: Threads at most; None takes the settings', 0 every core the process may use.
         max_tokens: Another limit than the model's default, up to the positions it has.
+        pooling: How token vectors become one ("mean", "cls", "lasttoken", …) instead of as the folder says;
+            another pooling is another space.
+        normalize: Whether vectors get unit length, instead of as the folder says; likewise.
+        streams: Batches computed side by side; None takes one per physical core. The bits are the same.
 
     Raises:
-        UnknownNameError: No such precision, device or kind of model.
+        UnknownNameError: No such precision, device, pooling or kind of model.
         ConfigError: A file is missing, or the folder does not say how its vectors are pooled.
         CorruptFileError: A file is damaged or not the one its checksum names.
-        InputError: `max_tokens` is more than the model has positions.
+        InputError: `max_tokens` is more than the model has positions, or the graph pools by itself and
+            another pooling is asked for.
     """
     builtin = name == files.BUILTIN_NAME
     found = files.inspect_folder(files.BUILTIN_FOLDER if builtin else Path(name))
+    found = files.with_head(found, pooling=pooling, normalize=normalize)
     precision = precision or ("int8" if builtin else "float32")
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
@@ -77,7 +86,9 @@ def load(
     tokenizer = Tokenizer(found.tokenizer, lowercase=found.lowercase)
     int8 = precision == "int8"
     network = (
-        _foreign(found, tokenizer, int8=int8) if found.kind != "safetensors" else _native(found, int8=int8)
+        _foreign(found, tokenizer, int8=int8, pooling=pooling)
+        if found.kind != "safetensors"
+        else _native(found, int8=int8)
     )
     _refuse_tokenizer(found, network, tokenizer)
     digests = identity.hash_files(found, cache_dir=settings.cache_dir)
@@ -105,7 +116,11 @@ def load(
         languages=found.languages,
     )
     count = settings.threads if threads is None else threads
-    plan = runtime.Plan(space, where, int8, count, settings.cache_dir)
+    if streams is not None and streams < 1:
+        raise InputError(f"streams {streams}: at least one batch is computed at a time")
+    if streams is not None and network.alone:  # one thread per text, so fewer streams are fewer threads
+        count, streams = min(streams, count) if count > 0 else streams, None
+    plan = runtime.Plan(space, where, int8, count, settings.cache_dir, streams or 0)
     engine = runtime.Runtime(plan, network.build, check=lambda: identity.refuse_changed(taken))
     return LocalProvider(info, tokenizer, network, dict(found.prefixes), engine)
 
@@ -133,6 +148,11 @@ class LocalProvider:
     def info(self) -> ModelInfo:
         """What the model says about itself."""
         return self._info
+
+    @property
+    def vocabulary(self) -> Tokenizer:
+        """The model's own tokens, without the prefixes of roles."""
+        return self._tokenizer
 
     def encode(self, texts: Sequence[str], *, input_type: InputType) -> Encoded:
         """Add the role's prefix, tokenize and measure.
@@ -251,7 +271,7 @@ def _native(found: files.ModelFiles, *, int8: bool) -> _Network:
             f"{found.folder / files.OWN_FILE}: pooling 'inside' is for IR and ONNX files; weights give "
             "token vectors"
         )
-    if found.head is None:
+    if found.head is None or not found.head.pools:
         raise files.pooling_missing(found.folder)
     head = found.head
     weights = open_weights(found.weights)
@@ -267,7 +287,9 @@ def _native(found: files.ModelFiles, *, int8: bool) -> _Network:
     )
 
 
-def _foreign(found: files.ModelFiles, tokenizer: Tokenizer, *, int8: bool) -> _Network:
+def _foreign(
+    found: files.ModelFiles, tokenizer: Tokenizer, *, int8: bool, pooling: str | None = None
+) -> _Network:
     if int8:
         raise ConfigError(
             f"{found.weights[0]}: precision int8 quantizes safetensors weights; an IR or ONNX file is run as "
@@ -286,9 +308,11 @@ def _foreign(found: files.ModelFiles, tokenizer: Tokenizer, *, int8: bool) -> _N
     foreign.refuse_inputs(model, where=path, family=named)
 
     def output_of(model: Any) -> Any:
-        inside = found.pooled_inside
-        return foreign.choose(model, where=path, pooled_inside=inside, declared=found.head is not None)
+        declared = found.head is not None and bool(found.head.pools)
+        return foreign.choose(model, where=path, pooled_inside=found.pooled_inside, declared=declared)
 
+    if pooling is not None and not foreign.pools(output_of(model)):
+        raise InputError(f"{path} pools by itself: pooling {pooling!r} cannot be chosen; leave it out")
     head = _foreign_head(found, output_of(model))
     positions = found.config.get("max_position_embeddings")
     rows = found.config.get("vocab_size")
@@ -322,7 +346,7 @@ def _foreign_head(found: files.ModelFiles, output: Any) -> Head:
     """Return what follows a graph made elsewhere: the folder's pooling, or nothing where it pools inside."""
     head = found.head
     if foreign.pools(output):
-        if head is None or found.pooled_inside:
+        if head is None or not head.pools or found.pooled_inside:
             raise files.pooling_missing(found.folder)
         return head
     hidden = found.config.get("hidden_size", found.config.get("dim"))

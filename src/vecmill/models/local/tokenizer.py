@@ -68,6 +68,11 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return a text of these tokens, special ones left out; what was lost in reading stays lost."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokenize texts as they are, special tokens added.
 

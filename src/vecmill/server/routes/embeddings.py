@@ -1,30 +1,74 @@
-"""Vectors for texts."""
+"""Vectors for texts: OpenAI's embeddings on every base, and Azure's deployments."""
 
 from __future__ import annotations
 
-import orjson
-import pybase64
+from time import perf_counter
 
-from vecmill.core.types import InputType
+from vecmill.core.space import short
 from vecmill.server.call import Answer, Call
-from vecmill.server.errors import invalid
+from vecmill.server.errors import Header, Refusal
+from vecmill.server.inputs import Asked, encode, long_text_of, role_of
+from vecmill.server.parsing import read, whole
+from vecmill.server.replies import header_value, json_reply, raw_reply, wants_raw
+from vecmill.server.schemas import DeploymentRequest, EmbeddingsRequest
+from vecmill.server.served import Served
+from vecmill.server.vectors import check_dimensions, embed, sized
 
 
 async def embeddings(call: Call) -> Answer:
     """Answer `POST /v1/embeddings`."""
-    body = orjson.loads(await call.body(call.server.options.limits.max_body_bytes))
-    texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-    if not texts:
-        raise invalid("'$.input' is invalid", param="input")
-    async with call.server.models.lease(body["model"]) as served:
-        work = served.provider.encode(texts, input_type=InputType.DOCUMENT)
-        found = await served.vectors(work, key=call.caller.id, deadline=call.deadline)
-    data = [
-        {"object": "embedding", "index": i, "embedding": pybase64.b64encode(v.tobytes()).decode()}
-        if body.get("encoding_format") == "base64"
-        else {"object": "embedding", "index": i, "embedding": v.tolist()}
-        for i, v in enumerate(found.vectors)
-    ]
-    tokens = int(work.tokens.sum())
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return Answer(200, orjson.dumps({"object": "list", "data": data, "model": body["model"], "usage": usage}))
+    started = perf_counter()
+    request = await read(call, EmbeddingsRequest)
+    return await _answer(call, request, request.model, started)
+
+
+async def deployment_embeddings(call: Call) -> Answer:
+    """Answer `POST /openai/deployments/{deployment}/embeddings?api-version=…`: the path names the model.
+
+    Any api-version is taken, none is Azure's 404.
+    """
+    started = perf_counter()
+    if not call.query.get("api-version"):
+        raise Refusal(404, "Resource not found", code="404")
+    request = await read(call, DeploymentRequest)
+    try:
+        return await _answer(call, request, call.parts["deployment"], started)
+    except Refusal as refusal:
+        if refusal.code != "model_not_found":
+            raise
+        raise Refusal(
+            404,
+            "The API deployment for this resource does not exist. If you created the deployment within the "
+            "last 5 minutes, please wait a moment and try again.",
+            code="DeploymentNotFound",
+        ) from None
+
+
+async def _answer(
+    call: Call, request: EmbeddingsRequest | DeploymentRequest, model: str, started: float
+) -> Answer:
+    options = call.server.options
+    dimensions = whole(request.dimensions, "dimensions")
+    role = role_of(request.input_type)
+    async with call.server.models.lease(model) as served:
+        size = check_dimensions(dimensions, served.info, allow=options.allow_truncated_dimensions)
+        asked = Asked(role, long_text_of(request.truncate, served.long_text), options.token_ids)
+        work = await encode(served.provider, request.input, asked, options.limits)
+        vectors = sized(await embed(call, served, work), size)
+        said = _headers(served, len(work.cut), started)
+    encoding = request.encoding_format or "float"
+    if wants_raw(call.headers.get("accept", "")):
+        return raw_reply(vectors, encoding, tokens=work.tokens, headers=said)
+    body = await json_reply(vectors, encoding, model=served.name, tokens=work.tokens, cut=work.cut)
+    return Answer(200, body, headers=said)
+
+
+def _headers(served: Served, cut: int, started: float) -> tuple[Header, ...]:
+    said = (
+        ("openai-model", header_value(served.name)),
+        ("openai-version", "2020-10-01"),
+        ("openai-processing-ms", str(round((perf_counter() - started) * 1000))),
+        ("x-vecmill-space", short(served.info.space)),
+        ("x-vecmill-model-version", served.version),
+    )
+    return (*said, ("x-vecmill-truncated", str(cut))) if cut else said

@@ -3,14 +3,70 @@
 from __future__ import annotations
 
 from vecmill.server.access import Right
-from vecmill.server.routes.embeddings import embeddings
+from vecmill.server.routes.embeddings import deployment_embeddings, embeddings
+from vecmill.server.routes.metrics import metrics
+from vecmill.server.routes.models import model, models
 from vecmill.server.routing import Route
+from vecmill.server.schemas import (
+    DeploymentRequest,
+    EmbeddingsReply,
+    EmbeddingsRequest,
+    Model,
+    ModelList,
+)
 
 _OPENAI = ("/v1", "/v3", "/openai/v1", "")
+"""Where OpenAI's routes are: its own base, OpenVINO Model Server's, Azure's, and for those who give none."""
+
+
+def _on_every_base() -> tuple[Route, ...]:
+    found: list[Route] = []
+    for base in _OPENAI:
+        found += (
+            Route(
+                "POST",
+                f"{base}/embeddings",
+                embeddings,
+                Right.EMBED,
+                "embeddings",
+                "Embed texts.",
+                takes=EmbeddingsRequest,
+                gives=EmbeddingsReply,
+            ),
+            Route(
+                "GET",
+                f"{base}/models",
+                models,
+                Right.READ,
+                "models",
+                "List the served models.",
+                gives=ModelList,
+            ),
+            Route(
+                "GET",
+                f"{base}/models/{{id:path}}",
+                model,
+                Right.READ,
+                "model",
+                "Show a served model.",
+                gives=Model,
+            ),
+        )
+    return tuple(found)
+
 
 ROUTES: tuple[Route, ...] = (
-    *(
-        Route("POST", f"{base}/embeddings", embeddings, Right.EMBED, "embeddings", "Embed texts.")
-        for base in _OPENAI
+    *_on_every_base(),
+    Route(
+        "POST",
+        "/openai/deployments/{deployment}/embeddings",
+        deployment_embeddings,
+        Right.EMBED,
+        "embeddings",
+        "Embed texts, asked as Azure is.",
+        takes=DeploymentRequest,
+        gives=EmbeddingsReply,
+        azure=True,
     ),
+    Route("GET", "/metrics", metrics, Right.METRICS, "metrics", "What Prometheus collects."),
 )

@@ -1,0 +1,196 @@
+"""Tokens to vectors: asked of the model's batcher, watched, checked, averaged and cut to size."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import numpy as np
+
+from vecmill.core import catalog
+from vecmill.core.errors import BadReplyError, ProviderError
+from vecmill.core.types import Vectors
+from vecmill.core.vectors import shorten
+from vecmill.embedder.rows import Pieces, average
+from vecmill.models.base import ModelInfo, Span
+from vecmill.server.batcher import Batched
+from vecmill.server.call import Call, ClientLeft
+from vecmill.server.errors import SERVER, Refusal, invalid, refusal_of
+from vecmill.server.inputs import Work
+from vecmill.server.served import Served
+
+T = TypeVar("T")
+
+_PATIENCE = 0.005
+"""Seconds before a waiting request looks whether its client is still there; most are answered before."""
+
+
+async def embed(call: Call, served: Served, work: Work) -> Vectors:
+    """Return the vectors of a request's inputs, (n, info.width) float32, every one finite.
+
+    Raises:
+        Refusal: 429, 503, 504 as the batcher says; 500 or 502 an input has no vector, named by its index.
+        ClientLeft: The client went away meanwhile; what has not begun is not computed.
+    """
+    found = await unless_left(call, _finite(call, served, work))
+    call.noted.model, call.noted.version = served.name, served.version
+    call.noted.texts += len(work.counts)
+    call.noted.tokens += work.tokens
+    call.noted.cached += found.cached
+    call.noted.truncated += len(work.cut)
+    if len(found.vectors) == len(work.counts):
+        return found.vectors
+    spans = tuple(Span(0, 0, weight) for weight in work.weights.tolist())
+    return average(found.vectors, Pieces(work.counts, spans, {}), normalized=served.info.normalized)
+
+
+async def unless_left(call: Call, work: Awaitable[T]) -> T:
+    """Wait for something as long as the client does.
+
+    Costs a timer; a task only where it takes longer than 5 ms.
+
+    Raises:
+        ClientLeft: The client went away; the work was cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.current_task()
+    watch = _Watch(call, waiting)
+    timer = loop.call_later(_PATIENCE, watch.begin)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if watch.cancelled_it and waiting is not None and waiting.uncancel() == 0:
+            raise ClientLeft from None
+        raise
+    finally:
+        timer.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Looks for the end of a connection, and cancels the task that answers it."""
+
+    def __init__(self, call: Call, waiting: asyncio.Task[object] | None) -> None:
+        self._call, self._waiting = call, waiting
+        self._task: asyncio.Task[None] | None = None
+        self._over = False
+        self.cancelled_it = False
+
+    def begin(self) -> None:
+        self._task = asyncio.ensure_future(self._call.left())
+        self._task.add_done_callback(self._left)
+
+    def end(self) -> None:
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None and not self._over and self._waiting is not None:
+            self.cancelled_it = True
+            self._waiting.cancel()
+
+
+async def _finite(call: Call, served: Served, work: Work) -> Batched:
+    """Return the vectors of all pieces; what is not finite is tried once more, alone.
+
+    Raises:
+        Refusal: 500 or 502, an input has no vector.
+    """
+    try:
+        found = await served.vectors(work.encoded, key=call.caller.id, deadline=call.deadline)
+    except BadReplyError:
+        if served.info.hosted:
+            raise
+        rows = list(range(len(work.encoded)))
+        found = Batched(np.zeros((len(rows), served.info.width), dtype=np.float32))
+    else:
+        bad = [at for at, error in found.errors.items() if isinstance(error, BadReplyError)]
+        if not np.isfinite(found.vectors).all():
+            bad += np.flatnonzero(~np.isfinite(found.vectors).all(axis=1)).tolist()
+        rows = sorted(set(bad))
+    errors = {at: error for at, error in found.errors.items() if at not in rows}
+    if errors:
+        at, error = min(errors.items())
+        raise _failed(_owner(work, at), error)
+    if not rows:
+        return found
+    vectors = found.vectors.copy()
+    for at in rows:
+        vectors[at] = await _alone(call, served, work, at)
+    return Batched(vectors, {}, found.cached)
+
+
+async def _alone(call: Call, served: Served, work: Work, at: int) -> Vectors:
+    """Return the vector of one piece, (width,)."""
+    try:
+        again = await served.vectors(work.encoded.take([at]), key=call.caller.id, deadline=call.deadline)
+    except BadReplyError as error:
+        raise _failed(_owner(work, at), error) from error
+    if again.errors:
+        raise _failed(_owner(work, at), again.errors[0])
+    if not np.isfinite(again.vectors).all():
+        raise _failed(_owner(work, at), BadReplyError("not finite"))
+    vector: Vectors = again.vectors[0]
+    return vector
+
+
+def _owner(work: Work, piece: int) -> int:
+    """Return the input a piece belongs to."""
+    return int(np.searchsorted(np.cumsum(work.counts), piece, side="right"))
+
+
+def _failed(index: int, error: ProviderError) -> Refusal:
+    """Return the answer to an input without a vector."""
+    if isinstance(error, BadReplyError):
+        message = f"the model gave no usable vector for the input at index {index}, alone neither"
+        headers = (("x-should-retry", "false"),)
+        return Refusal(500, message, type=SERVER, code="no_vector", param="input", headers=headers)
+    said = refusal_of(error, param="input")
+    said.message = f"the input at index {index}: {said.message}"
+    said.args = (said.message,)
+    return said
+
+
+# Dimensions.
+
+
+def is_cuttable(info: ModelInfo) -> bool:
+    """Say whether a model's first components are vectors themselves."""
+    if info.reply_dimensions is not None:
+        return True
+    declared = getattr(info, "mrl", None)
+    if declared is not None:
+        return bool(declared)
+    known = catalog.entry(info.name) or catalog.facts(info.name.partition(":")[2])
+    return known is not None and known.mrl is True and known.dimensions == info.dimensions
+
+
+def check_dimensions(asked: int | None, info: ModelInfo, *, allow: bool) -> int:
+    """Return the dimensions of the answer: the model's own unless fewer are asked and it can be cut.
+
+    Args:
+        asked: None: the model's own.
+        info: The model.
+        allow: Cut any model's vectors.
+
+    Raises:
+        Refusal: 400.
+    """
+    if asked is None or asked == info.dimensions:
+        return info.dimensions
+    if not (allow or is_cuttable(info)):
+        raise invalid("This model does not support specifying dimensions.", param="dimensions")
+    if asked > info.width:
+        raise invalid(
+            f"Invalid value for 'dimensions': {asked} is too large. This model gives 1 to {info.width}.",
+            param="dimensions",
+            code="invalid_value",
+        )
+    return asked
+
+
+def sized(vectors: Vectors, dimensions: int) -> Vectors:
+    """Return vectors (n, width) cut to (n, dimensions), unit length where they were cut."""
+    return vectors if vectors.shape[1] == dimensions else shorten(vectors, dimensions)
