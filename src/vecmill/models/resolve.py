@@ -71,6 +71,9 @@ def open_model(
     user: str | None = None,
     cached: bool = True,
     needs_key: bool = True,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    streams: int | None = None,
 ) -> Provider:
     """Open a model by its name. A hosted one is not asked anything yet.
 
@@ -87,6 +90,9 @@ def open_model(
         user: Told to a hosted model's provider as the end user.
         cached: Whether vectors are kept: then full ones are asked and cut here, else the provider cuts.
         needs_key: Whether a hosted model's key must be there now; else a request raises MissingKeyError.
+        pooling: How a local model pools, instead of as its folder says; another space.
+        normalize: Whether its vectors get unit length, likewise.
+        streams: Batches a local model computes side by side; None takes one per physical core.
 
     Raises:
         UnknownNameError: No model of that name, or several; the message lists them.
@@ -99,8 +105,10 @@ def open_model(
     provider, _, name = full.partition(":")
     load = registry.load("providers", provider)
     opened: Provider
+    own: dict[str, object] = {"device": device, "precision": precision, "streams": streams}
+    own |= {"pooling": pooling, "normalize": normalize}
     if provider in HOSTED:
-        _refuse_given(full, "hosted", device=device, precision=precision, threads=threads)
+        _refuse_given(full, "hosted", threads=threads, **own)
         opened = load(
             name,
             settings=settings,
@@ -116,10 +124,9 @@ def open_model(
     opened = load(
         name,
         settings=settings,
-        device=device,
-        precision=precision,
         threads=settings.threads if threads is None else threads,
         max_tokens=max_tokens,
+        **own,
     )
     if dimensions is not None and dimensions != opened.info.dimensions:
         raise InputError(

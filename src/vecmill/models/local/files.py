@@ -15,7 +15,7 @@ import json
 import mmap
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -151,6 +151,29 @@ def inspect_folder(path: Path) -> ModelFiles:
         pooled_inside=own.get("pooling") in (_INSIDE, [_INSIDE]),
         sha256=dict(own.get("sha256", {})),
     )
+
+
+def with_head(found: ModelFiles, *, pooling: str | None, normalize: bool | None) -> ModelFiles:
+    """Return a folder's files with another pooling or normalization than it says; None keeps its own.
+
+    Raises:
+        UnknownNameError: No such pooling.
+        InputError: The graph is said to pool inside.
+    """
+    if pooling is None and normalize is None:
+        return found
+    if pooling is not None and found.pooled_inside:
+        raise InputError(
+            f"{found.folder / OWN_FILE} says that the graph pools inside: leave pooling {pooling!r} out"
+        )
+    if pooling is not None and pooling not in list(Pool):
+        raise unknown_name("pooling", pooling, Pool)
+    head = found.head
+    pools = (Pool(pooling),) if pooling is not None else () if head is None else head.pools
+    steps = () if head is None else head.steps
+    unit = (head is not None and head.normalized) if normalize is None else normalize
+    kept = tuple(step for step in steps if not isinstance(step, Normalize))
+    return replace(found, head=Head(pools, (*kept, Normalize()) if unit else kept))
 
 
 def pooling_missing(folder: Path) -> ConfigError:

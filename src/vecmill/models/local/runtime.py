@@ -92,6 +92,8 @@ class Plan:
         int8: Whether linear layers quantize their inputs as they run.
         threads: Threads at most; 0 for every core the process may use.
         cache_dir: Where compiled models are kept.
+        streams: Batches computed side by side, all threads shared between them; 0: one per physical core, of
+            one thread each.
     """
 
     key: str
@@ -99,6 +101,7 @@ class Plan:
     int8: bool
     threads: int
     cache_dir: Path
+    streams: int = 0
 
 
 def _unchecked() -> None:
@@ -145,7 +148,7 @@ class Runtime:
             ConfigError: OpenVINO cannot compile or run the graph.
         """
         with self._turn, _explained(self._plan.device):
-            if single or (self._streams() == 1 and self._threads() == 1):
+            if single or (self._streams() == 1 and self._bulk_threads() == self._threads()):
                 self._run_single(work, take, stopped)
             else:
                 self._run_bulk(work, take, stopped)
@@ -169,7 +172,7 @@ class Runtime:
     def _run_bulk(self, work: Iterable[Work], take: Callable[..., None], stopped: Callable[[], bool]) -> None:
         if self._bulk is None:
             streams = self._streams()
-            compiled = self._compile(streams=streams, threads=streams)
+            compiled = self._compile(streams=streams, threads=self._bulk_threads())
             self._bulk = openvino().AsyncInferQueue(compiled, streams * _REQUESTS_PER_STREAM)
         done: deque[tuple[Any, npt.NDArray[np.float32]]] = deque()
         self._bulk.set_callback(
@@ -194,7 +197,10 @@ class Runtime:
         return min(self._plan.threads, usable) if self._plan.threads > 0 else usable
 
     def _streams(self) -> int:
-        return min(self._threads(), machine.physical_cores())
+        return min(self._threads(), self._plan.streams or machine.physical_cores())
+
+    def _bulk_threads(self) -> int:
+        return self._threads() if self._plan.streams else self._streams()
 
     def _properties(self, streams: int, threads: int) -> dict[str, Any]:
         # Never the 16-bit compute some CPUs would be given by default, never pinned to cores others may use.
