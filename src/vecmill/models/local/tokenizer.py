@@ -79,6 +79,10 @@ class Tokenizer:
         Raises:
             InputError: A text holds half of a surrogate pair, which no encoding can carry.
         """
+        if len(texts) == 1:  # what a server is mostly asked for: a third of the time
+            alone = np.array(self._batch(texts, 0)[0].ids, dtype=np.int32)
+            lost = 0 if self.unknown_id is None else int(np.count_nonzero(alone == self.unknown_id))
+            return Encoded(tuple(texts), np.array([len(alone)]), np.array([lost]), (alone,))
         ids: list[TokenIds] = []
         counts = np.zeros(len(texts), dtype=np.int64)
         unknown = np.zeros(len(texts), dtype=np.int64)

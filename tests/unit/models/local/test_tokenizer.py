@@ -43,6 +43,18 @@ def test_unknown_tokens_are_counted() -> None:
     assert BUILTIN.encode(["mill", "ꙮ ꙮ mill"]).unknown.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("tokenizer", [BUILTIN, UNIGRAM], ids=["wordpiece", "unigram"])
+@settings(deadline=None)
+@given(text=TEXTS)
+def test_a_text_alone_is_read_as_among_others(tokenizer: Tokenizer, text: str) -> None:
+    alone, among = tokenizer.encode([text]), tokenizer.encode([text, "mill"]).take([0])
+    assert alone.ids is not None
+    assert among.ids is not None
+    assert np.array_equal(alone.ids[0], among.ids[0])
+    assert (alone.tokens[0], alone.unknown[0]) == (among.tokens[0], among.unknown[0])
+    assert (alone.ids[0].dtype, alone.tokens.dtype, alone.unknown.dtype) == (np.int32, np.int64, np.int64)
+
+
 def test_more_texts_than_one_call_takes_keep_their_order() -> None:
     texts = [f"text {i}" for i in range(9000)]
     encoded = BUILTIN.encode(texts)
