@@ -317,7 +317,7 @@ def _unchunked(buffer: bytearray, at: int) -> bytes | None:
     Raises:
         ValueError: A chunk's length is no number.
     """
-    pieces = []
+    pieces: list[bytes] = []
     while True:
         line = buffer.find(b"\r\n", at)
         if line < 0:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vecmill.cli.bench_serve import serve
+from vecmill.cli.bench_serve import serve, server
 from vecmill.cli.exit_codes import COULD_NOT_RUN, OK
 from vecmill.cli.output import emit, plain, say, tell
 from vecmill.core.config import load_settings
@@ -363,3 +363,4 @@ def _compared(report: Report, as_json: bool) -> int:
 
 
 bench.add_command(serve)
+bench.add_command(server)

@@ -1,4 +1,4 @@
-"""`vecmill bench serve`: load a server of embeddings and measure it."""
+"""`vecmill bench serve` and `bench server`: load any server of embeddings; ours beside its peers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKENDS = ("openai", "vecmill", "ovms-embeddings", "tei-embed", "infinity-embed
 """As `bench.serve_shapes.BACKENDS` has them; a test compares. Written out so that --help loads nothing."""
 
 
-class Rate(click.ParamType):
+class Rate(click.ParamType[float]):
     """Requests a second, or "inf"."""
 
     name = "rate"
@@ -190,3 +190,96 @@ def serve(out: str | None, **given: Any) -> int:
     if not report.good:
         return COULD_NOT_RUN
     return FAILED_ROWS if report.errors else OK
+
+
+@click.command()
+@_flag(
+    "data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.csv",
+    help="Stories, title and description, joined to mixed lengths.  [default: made-up ones]",
+)
+@_flag(
+    "infinity-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Interpreter that has infinity-emb: measure its server too.",
+)
+@click.option(
+    "--model",
+    "model_folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Full-precision weights of the built-in model, for infinity.",
+)
+@_flag("texts", type=click.IntRange(min=32), default=384, show_default=True, help="Texts of a round.")
+@_flag("rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Rounds kept.")
+@_flag("clients", type=click.IntRange(min=1), default=32, show_default=True, help="Clients at once.")
+@_flag("starts", type=click.IntRange(min=0), default=3, show_default=True, help="Cold starts kept.")
+@_flag(
+    "alone",
+    type=click.IntRange(min=0),
+    default=150,
+    show_default=True,
+    help="Requests of a round for one short text at a time.",
+)
+@_flag(
+    "overload",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds of a round at three times the peak.",
+)
+@_flag(
+    "overload-texts",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Texts of a request of the overload.",
+)
+@_flag("seed", type=int, default=0, show_default=True, help="Of texts, order, arrivals and intervals.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Write the result file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def server(
+    data: Path | None,
+    infinity_python: Path | None,
+    model_folder: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Compare this package's server with its own engine without HTTP, and with infinity's server.
+
+    Starts everything itself, on one core; the clients have the others. Throughput of 32 clients with one text
+    each, three times as much as that, one short text at a time, and the first vector of a fresh process.
+    Exits with 1 where one is below its gate. Takes three minutes, one without infinity.
+
+    \b
+    vecmill bench server --data AG_news_samples.csv
+    vecmill bench server --infinity-python inf/bin/python --model ./all-MiniLM-L6-v2 -o result.json
+    """  # noqa: D301 - the character by which click keeps the lines
+    from vecmill.bench.server import Plan, run_server
+    from vecmill.bench.server_report import render
+
+    report = run_server(
+        Plan(**given),
+        data=data,
+        infinity_python=infinity_python,
+        model_folder=model_folder,
+        out=out,
+        command=shlex.join(["vecmill", *sys.argv[1:]]),
+        say=tell,
+    )
+    if as_json:
+        emit(report.record())
+    else:
+        say(*(plain(line, keep_lines=True) for line in render(report)))
+    return COULD_NOT_RUN if report.missed else OK
