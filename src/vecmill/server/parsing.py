@@ -212,6 +212,7 @@ def _malformed(why: str) -> Refusal:
 FORMS = {
     "input": "a string, or an array of strings, of token ids, or of arrays of token ids; none of them empty",
     "text": "a string or an array of strings",
+    "query": "a string",
     "documents": 'an array of strings or of objects with a "text"; at least one',
 }
 """What the fields may be that hold texts."""

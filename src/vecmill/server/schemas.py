@@ -14,6 +14,14 @@ require("msgspec", extra="serve")
 import msgspec  # noqa: E402 - a missing one is told by `require`
 from msgspec import Meta, Struct  # noqa: E402
 
+EXACTLY = "x-exactly"
+"""In an annotation: what the OpenAPI document says instead of what follows from the type."""
+
+
+def _exactly(schema: dict[str, Any]) -> dict[str, Any]:
+    return {EXACTLY: schema}
+
+
 Number = int | float
 """A whole number as clients write it: 3, or 3.0."""
 
@@ -31,6 +39,20 @@ _INPUT_SCHEMA: dict[str, Any] = {
         _TOKENS,
         {"type": "array", "minItems": 1, "maxItems": 2048, "items": _TOKENS},
     ],
+}
+_TEXTS_SCHEMA: dict[str, Any] = {
+    "anyOf": [_TEXT, {"type": "array", "minItems": 1, "maxItems": 2048, "items": _TEXT}]
+}
+_DOCUMENTS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 2048,
+    "items": {
+        "anyOf": [
+            _TEXT,
+            {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]},
+        ]
+    },
 }
 _POSITIVE: dict[str, Any] = {
     "anyOf": [{"type": "integer", "minimum": 1, "maximum": 65_536}, {"type": "null"}]
@@ -55,14 +77,14 @@ _ROLE: dict[str, Any] = {
 Input = str | list[str | int | float | list[Number]]
 """The four forms `input` may have; which one it is, `inputs` finds out."""
 
-Dimensions = Annotated[Number | None, Meta(extra_json_schema=_POSITIVE)]
-Truncate = Annotated[bool | str | None, Meta(extra_json_schema=_TRUNCATE)]
-Role = Annotated[str | None, Meta(extra_json_schema=_ROLE)]
+Dimensions = Annotated[Number | None, Meta(extra_json_schema=_exactly(_POSITIVE))]
+Truncate = Annotated[bool | str | None, Meta(extra_json_schema=_exactly(_TRUNCATE))]
+Role = Annotated[str | None, Meta(extra_json_schema=_exactly(_ROLE))]
 ModelName = Annotated[str, Meta(description="The id of a served model.")]
 
 
 class _Embeddings(Struct, kw_only=True):
-    input: Annotated[Input, Meta(extra_json_schema=_INPUT_SCHEMA)]
+    input: Annotated[Input, Meta(extra_json_schema=_exactly(_INPUT_SCHEMA))]
     encoding_format: Literal["float", "base64", "int8", "ubinary"] | None = None
     dimensions: Dimensions = None
     user: str | None = None
@@ -71,7 +93,7 @@ class _Embeddings(Struct, kw_only=True):
 
 
 class EmbeddingsRequest(_Embeddings, kw_only=True):
-    """Texts to embed. `input_type` and `truncate` are additions: `extra_body` of official clients sends them."""
+    """Texts to embed. `input_type` and `truncate` are additions, sent by official clients as `extra_body`."""
 
     model: ModelName
 
@@ -86,7 +108,7 @@ class TokenizeRequest(Struct, kw_only=True):
     """Texts to tokenize. `max_length` cuts, and is what `pad_to_max_length` fills up to."""
 
     model: ModelName
-    text: str | list[str]
+    text: Annotated[str | list[str], Meta(extra_json_schema=_exactly(_TEXTS_SCHEMA))]
     max_length: Dimensions = None
     pad_to_max_length: bool | None = None
     padding_side: Literal["left", "right"] | None = None
@@ -103,11 +125,8 @@ class RerankRequest(Struct, kw_only=True):
     """Documents to put into the order of their similarity to a query."""
 
     model: ModelName
-    query: Annotated[str, Meta(extra_json_schema={"minLength": 1})]
-    documents: Annotated[
-        list[str | Document],
-        Meta(extra_json_schema={"minItems": 1, "maxItems": 2047}),
-    ]
+    query: Annotated[str, Meta(extra_json_schema=_exactly(_TEXT))]
+    documents: Annotated[list[str | Document], Meta(extra_json_schema=_exactly(_DOCUMENTS_SCHEMA))]
     top_n: Dimensions = None
     return_documents: bool | None = None
     truncate: Truncate = None

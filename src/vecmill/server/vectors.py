@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -33,7 +33,26 @@ async def embed(call: Call, served: Served, work: Work) -> Vectors:
         Refusal: 429, 503, 504 as the batcher says; 500 or 502 an input has no vector, named by its index.
         ClientLeft: The client went away meanwhile; what has not begun is not computed.
     """
-    found = await unless_left(call, _finite(call, served, work))
+    return await unless_left(call, _vectors(call, served, work))
+
+
+async def embed_each(call: Call, served: Served, works: Sequence[Work]) -> list[Vectors]:
+    """Return the vectors of several works, such as a query's and those of documents; see `embed`."""
+
+    async def every() -> list[Vectors]:
+        found = await asyncio.gather(
+            *(_vectors(call, served, work) for work in works), return_exceptions=True
+        )  # all have ended: the lease must not end before them
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+        return [one for one in found if not isinstance(one, BaseException)]
+
+    return await unless_left(call, every())
+
+
+async def _vectors(call: Call, served: Served, work: Work) -> Vectors:
+    found = await _finite(call, served, work)
     call.noted.model, call.noted.version = served.name, served.version
     call.noted.texts += len(work.counts)
     call.noted.tokens += work.tokens

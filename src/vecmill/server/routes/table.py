@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from vecmill.server.access import Right
+from vecmill.server.routes.documents import docs, openapi_document
 from vecmill.server.routes.embeddings import deployment_embeddings, embeddings
 from vecmill.server.routes.metrics import metrics
 from vecmill.server.routes.models import model, models
+from vecmill.server.routes.rerank import rerank
+from vecmill.server.routes.tokenize import tokenize
 from vecmill.server.routing import Route
 from vecmill.server.schemas import (
     DeploymentRequest,
@@ -13,6 +16,10 @@ from vecmill.server.schemas import (
     EmbeddingsRequest,
     Model,
     ModelList,
+    RerankReply,
+    RerankRequest,
+    TokenizeReply,
+    TokenizeRequest,
 )
 
 _OPENAI = ("/v1", "/v3", "/openai/v1", "")
@@ -55,6 +62,34 @@ def _on_every_base() -> tuple[Route, ...]:
     return tuple(found)
 
 
+def _on_both_bases() -> tuple[Route, ...]:
+    found: list[Route] = []
+    for base in ("/v1", "/v3"):
+        found += (
+            Route(
+                "POST",
+                f"{base}/tokenize",
+                tokenize,
+                Right.EMBED,
+                "tokenize",
+                "Show the tokens of texts.",
+                takes=TokenizeRequest,
+                gives=TokenizeReply,
+            ),
+            Route(
+                "POST",
+                f"{base}/rerank",
+                rerank,
+                Right.EMBED,
+                "rerank",
+                "Put documents into the order of their similarity to a query.",
+                takes=RerankRequest,
+                gives=RerankReply,
+            ),
+        )
+    return tuple(found)
+
+
 ROUTES: tuple[Route, ...] = (
     *_on_every_base(),
     Route(
@@ -68,5 +103,8 @@ ROUTES: tuple[Route, ...] = (
         gives=EmbeddingsReply,
         azure=True,
     ),
+    *_on_both_bases(),
+    Route("GET", "/openapi.json", openapi_document, Right.READ, "openapi", "Show this as OpenAPI 3.1."),
+    Route("GET", "/docs", docs, Right.READ, "docs", "Show this as a page."),
     Route("GET", "/metrics", metrics, Right.METRICS, "metrics", "What Prometheus collects."),
 )
