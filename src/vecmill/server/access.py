@@ -7,13 +7,18 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vecmill.core import clock
 from vecmill.core.config import Settings
-from vecmill.server.errors import Refusal, wait
+from vecmill.server.errors import Refusal, unavailable, wait
 from vecmill.server.hosts import needs_keys
 from vecmill.server.keys import FILE_NAME, Key, KeyStore, Right, masked
 from vecmill.server.options import Options
+from vecmill.server.rates import Rates
+
+if TYPE_CHECKING:
+    from vecmill.server.oidc import Oidc
 
 __all__ = ["ANONYMOUS", "Caller", "Gate", "Right"]
 
@@ -53,6 +58,9 @@ class Gate:
     Args:
         options: What the operator said.
         settings: Where the keys are, unless the options say it.
+
+    Attributes:
+        rates: How much one caller may ask; routes enter it when they have counted tokens.
     """
 
     def __init__(self, options: Options, settings: Settings) -> None:
@@ -60,8 +68,11 @@ class Gate:
 
         Raises:
             StorageError: The file of keys is there and cannot be read, or is not whole.
+            ConfigError: Half an issuer of tokens, or an unsafe one.
         """
+        self.rates = Rates(options.limits)
         self._keys = KeyStore(options.keys_file or settings.home / FILE_NAME)
+        self._oidc = _issuer(options, settings)
         self._closed = needs_keys(options)
         self._failures = _Failures(options.limits.failed_keys_per_minute)
         self._reading = False
@@ -91,7 +102,7 @@ class Gate:
         given = _given(headers)
         if given is None:
             raise _missing()
-        caller = self._known(given)
+        caller = await self._known(given)
         if isinstance(caller, Refusal):
             seconds = self._failures.count(address, asyncio.get_running_loop().time())
             if seconds is not None:
@@ -109,13 +120,48 @@ class Gate:
         finally:
             self._reading = False
 
-    def _known(self, given: str) -> Caller | Refusal:
+    async def _known(self, given: str) -> Caller | Refusal:
+        """Return whose key or token it is, or the answer to a wrong one."""
         key = self._keys.find(given)
+        if key is None and self._oidc is not None and given.count(".") == 2:
+            return await _identified(self._oidc, given)
         if key is None:
             return _wrong(given)
         if not key.is_valid(clock.now()):
             return _over(key, given)
         return Caller(f"key:{key.id}", key.rights)
+
+
+def _issuer(options: Options, settings: Settings) -> Oidc | None:
+    """Return what verifies bearer tokens, None where none are believed."""
+    if not (options.oidc_issuer or options.oidc_audience or options.oidc_jwks_url):
+        return None
+    from vecmill.server.oidc import Oidc  # needs packages that servers without an issuer do not
+
+    return Oidc(
+        options.oidc_issuer,
+        options.oidc_audience,
+        jwks_url=options.oidc_jwks_url,
+        ca_file=settings.ca_file,
+    )
+
+
+async def _identified(oidc: Oidc, token: str) -> Caller | Refusal:
+    from vecmill.server.oidc import IssuerUnreachable, TokenRefused
+
+    try:
+        found = await oidc.identify(token)
+    except TokenRefused as refused:
+        challenge = (_CHALLENGE[0], _CHALLENGE[1] + ', error="invalid_token"')
+        message = f"Incorrect bearer token provided: {refused}."
+        return Refusal(401, message, code="invalid_token", headers=(challenge,))
+    except IssuerUnreachable:
+        raise unavailable(
+            "the keys of the token issuer cannot be had at the moment, so the token cannot be checked",
+            "issuer_unreachable",
+            seconds=5.0,
+        ) from None
+    return Caller(found.id, found.rights)
 
 
 def _given(headers: Mapping[str, str]) -> str | None:

@@ -68,7 +68,7 @@ def check_host(options: Options, headers: Mapping[str, str], *, version: str = "
     """Refuse a Host that is not ours (DNS rebinding) and a page's Origin that is not allowed.
 
     Names of this machine (localhost, 127.0.0.0/8, [::1]) with any port are always answered, and
-    `Options.allowed_hosts`; where that is empty and the options ask for keys, every host is.
+    `Options.allowed_hosts`; where that is empty and keys are needed or others reach the address, all are.
 
     Args:
         options: Who is allowed.
@@ -135,7 +135,8 @@ def preflight(options: Options, headers: Mapping[str, str]) -> Answer:
 
 
 def _judged(given: str, options: Options) -> _Verdict:
-    return _verdict(given, options.allowed_hosts, not options.allowed_hosts and needs_keys(options))
+    any_host = not options.allowed_hosts and (needs_keys(options) or not is_loopback(options.host))
+    return _verdict(given, options.allowed_hosts, any_host)
 
 
 @lru_cache(maxsize=256)
