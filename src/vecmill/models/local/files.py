@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ import numpy as np
 
 from vecmill.core.errors import ConfigError, CorruptFileError, InputError, unknown_name
 from vecmill.core.types import InputType
+from vecmill.models.local import ovms_layout
 from vecmill.models.local.pooling import DENSE_ACTIVATIONS, Dense, Head, Normalize, Pool
 from vecmill.models.local.weights import open_weights
 
@@ -72,6 +74,7 @@ class ModelFiles:
         weights: The safetensors files, or the .xml and .bin, or the .onnx file and its data.
         config: config.json, empty where an IR or ONNX file stands without one.
         tokenizer: tokenizer.json.
+        config_file: config.json, which an IR or ONNX file may lack.
         head: Pooling and what follows; None where the folder does not say.
         max_tokens: The folder's own limit, or None.
         prefixes: What is put before a text of each role.
@@ -86,6 +89,7 @@ class ModelFiles:
     weights: tuple[Path, ...]
     config: Mapping[str, Any]
     tokenizer: Path
+    config_file: Path
     head: Head | None
     max_tokens: int | None
     prefixes: Mapping[InputType, str]
@@ -97,13 +101,17 @@ class ModelFiles:
     @property
     def hashed(self) -> tuple[Path, ...]:
         """The files whose bytes decide the vectors, in a fixed order."""
-        config = self.folder_of_transformer / "config.json"
-        return (*self.weights, self.tokenizer, *((config,) if config.is_file() else ()))
+        config = (self.config_file,) if self.config_file.is_file() else ()
+        return (*self.weights, self.tokenizer, *config)
 
     @property
     def folder_of_transformer(self) -> Path:
-        """Where the tokenizer and config.json lie: the folder, or `0_Transformer` in it."""
+        """Where the tokenizer lies: the folder, or `0_Transformer` in it."""
         return self.tokenizer.parent
+
+    def name_of(self, path: Path) -> str:
+        """Return a file's path relative to the folder."""
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
 
 def inspect_folder(path: Path) -> ModelFiles:
@@ -121,14 +129,17 @@ def inspect_folder(path: Path) -> ModelFiles:
         )
     own = _own(folder)
     modules = _modules(folder)
+    said = ovms_layout.read_said(folder)
     inner = folder / modules[0]["path"] if modules else folder
-    kind, weights = _find_weights(folder, inner)
-    config = _json(inner / "config.json") if (inner / "config.json").is_file() else {}
+    if said is not None and said.models_path is not None and (folder / ovms_layout.GRAPH).is_file():
+        inner = (folder / said.models_path).resolve()
+    graph = None if said is None else ovms_layout.weights_of(inner)
+    kind, weights = _find_weights(folder, inner) if graph is None else ("openvino", graph)
+    config_file = inner / "config.json" if said is None else ovms_layout.config_of(inner)
+    config = _json(config_file) if config_file.is_file() else {}
     if kind == "safetensors" and not config:
-        raise ConfigError(
-            f"{inner / 'config.json'} is missing: the weights alone do not say what model they are of"
-        )
-    tokenizer = inner / "tokenizer.json"
+        raise ConfigError(f"{config_file} is missing: the weights alone do not say what model they are of")
+    tokenizer = ovms_layout.tokenizer_of(inner) or inner / "tokenizer.json"
     if not tokenizer.is_file():
         raise ConfigError(
             f"{tokenizer} is missing; only the fast tokenizer's file is read: save the model again with a "
@@ -137,13 +148,15 @@ def inspect_folder(path: Path) -> ModelFiles:
         )
     settings = _settings(inner)
     prefixes = _prefixes(folder, own)
+    head = _head(folder, modules, own, prefixed=any(prefixes.values()))
     return ModelFiles(
         folder=folder,
         kind=kind,
         weights=weights,
         config=config,
         tokenizer=tokenizer,
-        head=_head(folder, modules, own, prefixed=any(prefixes.values())),
+        config_file=config_file,
+        head=head if said is None else _as_said(head, said),
         max_tokens=_max_tokens(inner, settings, own),
         prefixes=prefixes,
         lowercase=bool(settings.get("do_lower_case", False)),
@@ -348,6 +361,17 @@ def _head(folder: Path, modules: list[dict[str, Any]], own: dict[str, Any], *, p
     elif own.get("normalize") is False:
         steps = [step for step in steps if not isinstance(step, Normalize)]
     return Head(pools, tuple(steps)) if pools else None
+
+
+def _as_said(head: Head | None, said: ovms_layout.Said) -> Head:
+    """Return the head with what `graph.pbtxt` says of it; without any word, that server's default."""
+    if head is None and said.pooling is None:
+        said = replace(said, pooling=Pool.CLS)
+    unit = said.normalize if said.normalize is not None else True if head is None else head.normalized
+    pools = (Pool(said.pooling),) if said.pooling is not None else () if head is None else head.pools
+    steps = () if head is None else head.steps
+    kept = tuple(step for step in steps if not isinstance(step, Normalize))
+    return Head(pools, (*kept, Normalize()) if unit else kept)
 
 
 def _module_steps(

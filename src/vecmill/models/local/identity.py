@@ -41,7 +41,7 @@ def hash_files(model: ModelFiles, *, cache_dir: Path) -> dict[str, str]:
     """
     digests: dict[str, str] = {}
     for path in model.hashed:
-        name = path.relative_to(model.folder).as_posix()
+        name = model.name_of(path)
         digests[name] = _sha256(path, cache_dir)
         expected = model.sha256.get(name)
         if expected is not None and expected != digests[name]:
@@ -88,11 +88,8 @@ def refuse_changed(taken: Mapping[Path, Stamp]) -> None:
 
 def by_role(model: ModelFiles, digests: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return (role, digest) of every hashed file: where a file lies decides nothing, what it is for does."""
-    roles = {model.tokenizer: "tokenizer", model.folder_of_transformer / "config.json": "config"}
-    return [
-        (roles.get(path, "weights"), digests[path.relative_to(model.folder).as_posix()])
-        for path in model.hashed
-    ]
+    roles = {model.tokenizer: "tokenizer", model.config_file: "config"}
+    return [(roles.get(path, "weights"), digests[model.name_of(path)]) for path in model.hashed]
 
 
 def model_space(

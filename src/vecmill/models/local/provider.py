@@ -111,7 +111,7 @@ def load(
         precision=precision,
         device=where,
         pooling=network.head.describe(),
-        tokenizer=f"sha256:{digests[found.tokenizer.relative_to(found.folder).as_posix()][:12]}",
+        tokenizer=f"sha256:{digests[found.name_of(found.tokenizer)][:12]}",
         revision=f"sha256:{next(iter(digests.values()))[:12]}",
         languages=found.languages,
     )
@@ -264,7 +264,7 @@ class LocalProvider:
 
 
 def _native(found: files.ModelFiles, *, int8: bool) -> _Network:
-    where = str(found.folder_of_transformer / "config.json")
+    where = str(found.config_file)
     architecture = graph.read_architecture(dict(found.config), where=where)
     if found.pooled_inside:
         raise ConfigError(
@@ -297,7 +297,7 @@ def _foreign(
             f"(leave the precision out, or put model.safetensors into the folder)"
         )
     path = found.weights[0]
-    where = str(found.folder_of_transformer / "config.json")
+    where = str(found.config_file)
     named = str(found.config.get("model_type", ""))
     family = graph.FAMILIES.get(named)
     padding = (

@@ -1,0 +1,181 @@
+"""Folders of model versions: which there are, and whether they are whole yet.
+
+A repository holds `<name>/<version>/…`, where a name may have one "/" in it and a version is a whole number
+above 0; a model folder without numbers is version 1 of itself. A version counts once its files have been left
+alone: for a second by their own times, or from one look to the next. Copying in progress is therefore not
+served, and a folder renamed into place counts at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from vecmill.models.local import ovms_layout
+
+log = logging.getLogger(__name__)
+
+Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
+"""Of every file below a folder: relative path, size, times of content and record, inode."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+"""A model's name in a repository."""
+
+QUIET_SECONDS = 1.0
+"""Files nobody touched for so long are whole."""
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_MODEL_FILES = ("config.json", "modules.json", "vecmill.json", ovms_layout.GRAPH)
+_DEEPEST = 6
+"""Folders below a version; a link that leads upwards ends here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version as it lies on disk.
+
+    Attributes:
+        version: "1", "2", …
+        folder: What is opened.
+        stamp: Of its files: other content, another stamp.
+        newest: When a file of it was last touched, in nanoseconds since the epoch.
+        size_bytes: Of its weights.
+    """
+
+    version: str
+    folder: Path
+    stamp: Stamp
+    newest: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found in one look at a model's folder: versions by number, and those that are whole."""
+
+    found: Mapping[str, Found]
+    whole: frozenset[str]
+
+    def descending(self) -> list[Found]:
+        """Return the versions, the highest first."""
+        return sorted(self.found.values(), key=lambda found: -int(found.version))
+
+
+NOTHING = Look({}, frozenset())
+
+
+def look(folder: Path, before: Look = NOTHING, *, now: Callable[[], float] = time.time) -> Look:
+    """Look at a model's versions. Reads names and times, never content.
+
+    Args:
+        folder: A folder of versions, or a model folder, which is version 1.
+        before: What the last look found: what is as it was then is whole.
+        now: Seconds since the epoch.
+
+    Raises:
+        OSError: The folder is there and cannot be read.
+    """
+    places = (_found(version, place) for version, place in _versions(folder))
+    found = {one.version: one for one in places if one.stamp}
+    oldest = (now() - QUIET_SECONDS) * 1e9
+    whole = frozenset(
+        version
+        for version, one in found.items()
+        if one.newest < oldest or (version in before.found and before.found[version].stamp == one.stamp)
+    )
+    return Look(found, whole)
+
+
+def names(root: Path) -> dict[str, Path]:
+    """Return the models of a repository and where their versions are.
+
+    Folders beginning with "." and names that cannot be asked for are left out.
+
+    Raises:
+        OSError: The repository cannot be read: it says nothing about its models then.
+    """
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        if _is_model(folder):
+            found[folder.name] = folder
+            continue
+        for inner in _folders(folder):
+            if _is_model(inner):
+                found[f"{folder.name}/{inner.name}"] = inner
+    return {name: folder for name, folder in sorted(found.items()) if NAME.fullmatch(name)}
+
+
+def has_versions(folder: Path) -> bool:
+    """Say whether a folder holds numbered versions rather than one model."""
+    return any(True for _ in _numbered(ovms_layout.versions_of(folder) or folder))
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the size of a model folder's files, which are nearly all weights."""
+    return _found("1", folder).size_bytes
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MODEL_FILES) or has_versions(folder)
+
+
+def _versions(folder: Path) -> Iterator[tuple[str, Path]]:
+    if not folder.is_dir():
+        return
+    numbered = list(_numbered(ovms_layout.versions_of(folder) or folder))
+    if numbered:
+        yield from numbered
+    elif any(path.is_file() for path in folder.iterdir()):
+        yield "1", folder
+
+
+def _numbered(folder: Path) -> Iterator[tuple[str, Path]]:
+    for inner in _folders(folder):
+        if _VERSION.fullmatch(inner.name):
+            yield inner.name, inner
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def _found(version: str, folder: Path) -> Found:
+    entries: list[tuple[str, int, int, int, int]] = []
+    newest = 0
+    for path in (folder, *ovms_layout.beside(folder)):
+        for name, stat, is_folder in _walk(path, 0):
+            newest = max(newest, stat.st_ctime_ns)
+            if not is_folder:
+                entries.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    entries.sort()
+    return Found(version, folder, tuple(entries), newest, sum(entry[1] for entry in entries))
+
+
+def _walk(path: Path, depth: int) -> Iterator[tuple[str, os.stat_result, bool]]:
+    """Yield (path, stat, whether it is a folder) of what is below a folder, or of a file.
+
+    What vanishes meanwhile is left out. The folder itself is not told: a rename touches it and nothing else.
+    """
+    if path.is_file():
+        yield str(path), path.stat(), False
+        return
+    try:
+        with os.scandir(path) as listed:
+            entries = list(listed)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        try:
+            stat, is_folder = entry.stat(), entry.is_dir()
+        except FileNotFoundError:
+            continue
+        yield entry.path, stat, is_folder
+        if is_folder and depth < _DEEPEST:
+            yield from _walk(Path(entry.path), depth + 1)
