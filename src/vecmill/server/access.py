@@ -13,7 +13,7 @@ from vecmill.core import clock
 from vecmill.core.config import Settings
 from vecmill.server.errors import Refusal, unavailable, wait
 from vecmill.server.hosts import needs_keys
-from vecmill.server.keys import FILE_NAME, Key, KeyStore, Right, masked
+from vecmill.server.keys import FILE_NAME, Key, KeyStore, Right, given_keys, masked
 from vecmill.server.options import Options
 from vecmill.server.rates import Rates
 
@@ -71,7 +71,9 @@ class Gate:
             ConfigError: Half an issuer of tokens, or an unsafe one.
         """
         self.rates = Rates(options.limits)
-        self._keys = KeyStore(options.keys_file or settings.home / FILE_NAME)
+        self._keys = KeyStore(
+            options.keys_file or settings.home / FILE_NAME, extra=given_keys(options.key_hashes)
+        )
         self._oidc = _issuer(options, settings)
         self._closed = needs_keys(options)
         self._failures = _Failures(options.limits.failed_keys_per_minute)

@@ -118,10 +118,8 @@ def masked(key: str) -> str:
     return f"{plain[:shown]}****{plain[len(plain) - shown :]}" if shown else "****"
 
 
-def plain_key(key: str, *, rights: Iterable[Right] = GIVEN) -> Key:
-    """Make a key of another tool's, such as the one of OpenVINO Model Server's `--api_key_file`.
-
-    Only its hash is kept. It may everything unless told otherwise: the only key is the operator's.
+def plain_key(key: str) -> bytes:
+    """Return the SHA-256 of another tool's key, such as that of `--api_key_file`: for `Options.key_hashes`.
 
     Raises:
         InputError: It is empty, longer than 512 bytes, or has blanks or control characters in it.
@@ -133,12 +131,17 @@ def plain_key(key: str, *, rights: Iterable[Right] = GIVEN) -> Key:
     if not key.isprintable() or " " in key:
         raise InputError("a key has no blanks, line breaks or control characters; this one has")
     if len(key) < _WEAK_BELOW:
-        log.warning(
-            "the given key has only %d characters: it can be guessed; make one with `vecmill key add`",
-            len(key),
-        )
-    hashed = hashlib.sha256(raw).digest()
-    return Key("plain", "given key", hashed, "", frozenset(rights), 0.0)
+        log.warning("the given key has only %d characters and can be guessed: vecmill key add", len(key))
+    return hashlib.sha256(raw).digest()
+
+
+def given_keys(hashes: Sequence[bytes]) -> tuple[Key, ...]:
+    """Return the keys behind `Options.key_hashes`: they may everything, as an operator's own.
+
+    Their ids say nothing of the hashes: of a key that can be guessed a part of its hash would be enough.
+    """
+    rights = frozenset(GIVEN)
+    return tuple(Key(f"given{i}", "given key", each, "", rights, 0.0) for i, each in enumerate(hashes))
 
 
 class KeyFile:

@@ -99,6 +99,7 @@ class Options:
         strict: Refuse unknown fields of a request.
         allow_truncated_dimensions: Cut vectors also of models not known to allow it.
         keys_file: Where keys are kept; None: `keys.json` of the settings' home.
+        key_hashes: SHA-256 of keys that are in no file and may everything (`keys.plain_key`).
         require_keys: Closed also where no key exists yet; set for addresses other than this machine's.
         insecure_no_keys: Open where no key exists, also at addresses others reach.
         oidc_issuer, oidc_audience, oidc_jwks_url: Whose bearer tokens are believed.
@@ -123,6 +124,7 @@ class Options:
     strict: bool = False
     allow_truncated_dimensions: bool = False
     keys_file: Path | None = None
+    key_hashes: tuple[bytes, ...] = field(default=(), repr=False)
     require_keys: bool = False
     insecure_no_keys: bool = False
     oidc_issuer: str | None = None

@@ -27,7 +27,17 @@ from vecmill.core.errors import (
     WriteError,
 )
 from vecmill.server import keys as keys_module
-from vecmill.server.keys import Key, KeyFile, KeyStore, Right, digest, masked, plain_key, read_keys
+from vecmill.server.keys import (
+    Key,
+    KeyFile,
+    KeyStore,
+    Right,
+    digest,
+    given_keys,
+    masked,
+    plain_key,
+    read_keys,
+)
 from vecmill.testing.crash import recording, replay
 
 
@@ -218,15 +228,14 @@ def test_every_entry_is_compared_whichever_fits(
 
 
 def test_a_key_of_another_tool_is_kept_as_a_hash(tmp_path: Path) -> None:
-    key = plain_key("  the-key-of-another-tool\n")
-    assert "another" not in repr(key)
-    store = KeyStore(tmp_path / "none", extra=[key])
+    key, cyrillic = given_keys([plain_key("  the-key-of-another-tool\n"), plain_key("ключ-из-файла-ключей")])
+    assert key.sha256.hex()[:4] not in key.id
+    store = KeyStore(tmp_path / "none", extra=[key, cyrillic])
     assert store.has_keys
     assert store.find("the-key-of-another-tool") is key
     assert key.rights == frozenset({Right.EMBED, Right.READ, Right.METRICS, Right.ADMIN})
-    cyrillic = plain_key("ключ-из-файла-ключей")
     as_in_a_header = "ключ-из-файла-ключей".encode().decode("latin-1")
-    assert KeyStore(tmp_path / "none", extra=[cyrillic]).find(as_in_a_header) is cyrillic
+    assert store.find(as_in_a_header) is cyrillic
 
 
 @pytest.mark.parametrize("given", ["", " \n", "two words of a key", "a\x00bcdefghijklmnopqrstuvw", "k" * 513])
