@@ -32,7 +32,8 @@ async def rerank(call: Call) -> Answer:
         work = await encode_texts(served.provider, documents, asked, options.limits)
         total = query.tokens + work.tokens
         refuse_tokens(total, options.limits)
-        (asking, *_), vectors = await embed_each(call, served, [query, work])
+        with call.server.gate.rates.enter(call.caller.id, total) as rates:
+            (asking, *_), vectors = await embed_each(call, served, [query, work])
         name = served.name
     scores = cosines(asking, vectors)
     order = np.argsort(-scores, kind="stable")[: len(documents) if top is None else top].tolist()
@@ -53,7 +54,7 @@ async def rerank(call: Call) -> Answer:
         usage=Usage(prompt_tokens=total, total_tokens=total),
         meta={"api_version": {"version": "1"}, "billed_units": {"search_units": 0}},
     )
-    return Answer(200, msgspec.json.encode(reply), headers=(("openai-model", header_value(name)),))
+    return Answer(200, msgspec.json.encode(reply), headers=(("openai-model", header_value(name)), *rates))
 
 
 def cosines(query: npt.NDArray[np.float32], vectors: Vectors) -> npt.NDArray[np.float64]:
