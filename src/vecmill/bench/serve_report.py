@@ -19,6 +19,8 @@ FORMAT_VERSION = 1
 PERCENTS = (50, 90, 95, 99)
 BUSY = 0.85
 """CPU seconds a second above which this process, one thread, may have been what was slow."""
+_TELLING = 0.5
+"""Seconds a run must last before its share of CPU says anything: a burst is always busy."""
 LATE = 0.02
 """Seconds the event loop may be late, 99th percentile, before that is said."""
 
@@ -242,7 +244,7 @@ def bottleneck(report: Report) -> list[str]:
     """Say where this client, not the server, may have set the figures; empty where it did not."""
     found = []
     run = report.run
-    if run.cpu_share >= BUSY:
+    if run.cpu_share >= BUSY and run.seconds >= _TELLING:
         found.append(
             f"the client itself may be the bottleneck: it used {100 * run.cpu_share:.0f}% of a core; start "
             "more of it, or send more texts a request (--batch-size)"

@@ -66,7 +66,7 @@ def read(
     if dataset == SYNTHETIC:
         counts = np.full(limit, synthetic_length, np.int64)
         return Texts(["hi " * synthetic_length] * limit, counts, SYNTHETIC, "one word is one token")
-    texts = _first(dataset, limit, column)
+    texts = first(dataset, limit=limit, column=column)
     counts, whose = count(texts, tokenizer, model, settings)
     return Texts(texts, counts, Path(dataset).name, whose)
 
@@ -88,8 +88,12 @@ def count(texts: list[str], tokenizer: str | None, model: str, settings: Setting
     return counts, provider.info.name
 
 
-def _first(dataset: str, limit: int, column: str | None) -> list[str]:
-    """Return the first documents of files, blank ones left out."""
+def first(dataset: str, *, limit: int, column: str | None) -> list[str]:
+    """Return the first documents of files, blank ones left out.
+
+    Raises:
+        InputError: There is no such file, or no text in it; which column holds it is not clear.
+    """
     if not _is_here(dataset):
         raise InputError(
             f"there is no file {dataset!r} here, and data sets are not downloaded: give {SYNTHETIC!r}, or a "

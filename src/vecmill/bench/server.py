@@ -58,6 +58,7 @@ MOST_OF_DEADLINE = 1.03
 _OVERLOAD = 3.0
 _SETTLING = 0.5
 _CONNECTIONS = 4096
+_TRIVIAL = 3000
 _HERE = Path(__file__).parent
 
 
@@ -227,6 +228,7 @@ class _Bench:
     short: dict[str, list[float]] = field(default_factory=lambda: {"http": [], "engine": [], "echo": []})
     pressed: list[tuple[float, Run]] = field(default_factory=list)
     peak: float = 0.0
+    ceiling: float = 0.0
 
     @classmethod
     def open(
@@ -258,6 +260,7 @@ class _Bench:
     def measure(self) -> None:
         """Run all rounds."""
         self._agree()
+        self.ceiling = self._ceiling()
         chance = random.Random(self.plan.seed)  # noqa: S311 - an order
         self.rounds = {name: _Rounds() for name in [*self.servers, ENGINE]}
         for number in range(self.plan.rounds + 1):
@@ -308,6 +311,26 @@ class _Bench:
         return await self._with_pool(
             server, 1, self.plan.clients, {}, lambda ask, n: closed_loop(ask, self.plan.clients, n, total=n)
         )
+
+    def _ceiling(self) -> float:
+        """Return the requests a second this client could send: rate over CPU share, of a trivial server."""
+        server = self.servers[OWN]
+        shape = server.command.shape
+        with OneByOne(Address.of(server.url)) as client:
+            answer = client.exchange(client.request(shape.body([SHORT])))
+        (self.folder / "answer").write_bytes(answer)
+        port = self.echo.ask({"do": "answer", "file": str(self.folder / "answer")})["port"]
+
+        async def load() -> Run:
+            pool = Pool(Address.of(f"http://127.0.0.1:{port}/"), {}, self.plan.clients)
+            ask = asking(pool, shape, [pool.prepare(shape.body([SHORT]))], [1])
+            try:
+                return await closed_loop(ask, self.plan.clients, 1, total=_TRIVIAL)
+            finally:
+                await pool.close()
+
+        run = asyncio.run(load())
+        return len(run.samples) / run.seconds / min(run.cpu_share, 1.0)
 
     async def _with_pool(
         self, server: ServerProcess, size: int, connections: int, headers: dict[str, str], run: Any
@@ -472,6 +495,7 @@ class _Bench:
             found.append("infinity is left out: name an interpreter that has it by --infinity-python")
         if core is None:
             found.append("processes are not pinned: this system cannot, or has one core")
+        found.append(f"the load client alone could send {self.ceiling:.0f} requests a second")
         spread = max(max(one.wall) / min(one.wall) for one in self.rounds.values())
         found.append(f"disturbance: equal rounds of one system differ up to {spread:.2f}-fold")
         pressed = self.overload()

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,25 +64,28 @@ class Engine:
 
 
 class Echo:
-    """Answers every request of one connection after the other with the same bytes."""
+    """Answers every request with the same bytes; a request must come in one piece."""
 
     def __init__(self, options: dict[str, Any]) -> None:  # noqa: ARG002 - every system has them
         self._reply = b""
         self._listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._serve, daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take the bytes to answer with."""
         self._reply = Path(request["file"]).read_bytes()
         return {"port": self._listener.getsockname()[1]}
 
-    def _serve(self) -> None:
+    def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with connection:
-                while connection.recv(65_536):
-                    connection.sendall(self._reply)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # the client has gone
+            while connection.recv(65_536):
+                connection.sendall(self._reply)
 
 
 SYSTEMS: dict[str, Callable[[dict[str, Any]], Engine | Echo]] = {"engine": Engine, "echo": Echo}

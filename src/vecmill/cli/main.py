@@ -43,6 +43,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("vecmill.cli.cache:cache", "Show, prune, clear and fill the cache of vectors."),
     "config": ("vecmill.cli.config:config", "Show the settings and where each comes from."),
     "serve": ("vecmill.cli.serve:serve", "Serve models over HTTP as OpenAI does."),
+    "compare": (
+        "vecmill.cli.compare:compare",
+        "Check that two models or servers give the same vectors.",
+    ),
     "bench": ("vecmill.cli.bench:bench", "Measure this machine."),
     "key": ("vecmill.cli.key:key", "Make, list and remove the API keys of the server."),
     "simulate": (
