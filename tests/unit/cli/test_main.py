@@ -121,7 +121,7 @@ def test_plurals_are_understood_and_not_shown(capsys: pytest.CaptureFixture[str]
     assert main.run(["models", "list"]) == 0
     assert "all-MiniLM-L6-v2" in capsys.readouterr().out
     assert main.run(["--help"]) == 0
-    assert "models " not in capsys.readouterr().out
+    assert "\n  models " not in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
