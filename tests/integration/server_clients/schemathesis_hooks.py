@@ -15,3 +15,11 @@ def map_body(context: Any, body: Any) -> Any:
     if isinstance(body, dict) and isinstance(body.get("model"), str) and len(str(body)) % 2:
         return {**body, "model": SERVED}
     return body
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: Any) -> Any:
+    """Do the same to Azure's deployments."""
+    if isinstance(path_parameters, dict) and len(str(path_parameters)) % 2 and "deployment" in path_parameters:
+        return {**path_parameters, "deployment": SERVED}
+    return path_parameters
