@@ -47,6 +47,7 @@ class ModelInfo:
         reply_dimensions: Components of the vectors `embed` returns, where they are cut to `dimensions`
             afterwards; None: they are not cut.
         max_request_bytes: Limit of one request's body.
+        mrl: Whether the first components are vectors themselves; None where unknown.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModelInfo:
     hosted: bool = False
     reply_dimensions: int | None = None
     max_request_bytes: int | None = None
+    mrl: bool | None = None
 
     @property
     def width(self) -> int:

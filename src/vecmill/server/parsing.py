@@ -46,7 +46,7 @@ async def read(call: Call, kind: type[T]) -> T:
     body = await call.body(options.limits.max_body_bytes)
     if len(body) <= _AT_ONCE_BYTES:
         return parse(body, kind, strict=options.strict)
-    return await asyncio.to_thread(_parse_large, body, kind, options.strict, options.limits)
+    return await asyncio.to_thread(parse_large, body, kind, options.strict, options.limits)
 
 
 def check_media(headers: Mapping[str, str]) -> None:
@@ -145,8 +145,14 @@ class _Lists(msgspec.Struct):
 _lists = msgspec.json.Decoder(_Lists)
 
 
-def _parse_large(body: bytes, kind: type[T], strict: bool, limits: Limits) -> T:
-    """Count before decoding: millions of tiny elements would hold every other request up."""
+def parse_large(body: bytes, kind: type[T], strict: bool, limits: Limits) -> T:
+    """Return the request a large body holds; see `parse`.
+
+    Elements are counted before they are read: millions of tiny ones would hold every other request up.
+
+    Raises:
+        Refusal: 400; also for more elements or token ids than the limits allow.
+    """
     try:
         found = _lists.decode(body.removeprefix(_BOM))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from vecmill.core import catalog
 from vecmill.core.errors import BadReplyError, ProviderError
 from vecmill.core.types import Vectors
 from vecmill.core.vectors import shorten
@@ -177,13 +176,7 @@ def _failed(index: int, error: ProviderError) -> Refusal:
 
 def is_cuttable(info: ModelInfo) -> bool:
     """Say whether a model's first components are vectors themselves."""
-    if info.reply_dimensions is not None:
-        return True
-    declared = getattr(info, "mrl", None)
-    if declared is not None:
-        return bool(declared)
-    known = catalog.entry(info.name) or catalog.facts(info.name.partition(":")[2])
-    return known is not None and known.mrl is True and known.dimensions == info.dimensions
+    return info.mrl is True or info.reply_dimensions is not None
 
 
 def check_dimensions(asked: int | None, info: ModelInfo, *, allow: bool) -> int:

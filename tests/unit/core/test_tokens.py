@@ -109,3 +109,21 @@ def test_counting_opens_no_socket_in_a_fresh_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ids_stand_for_the_text_they_were_made_of() -> None:
+    text = "hello world, <|endoftext|> naïve 漢字 🌊"
+    assert tokens.decode(tokens.encode(text)) == text
+    assert tokens.encode("hello world") == [15339, 1917]
+    assert len(tokens.encode(text)) == count([text])[0]
+
+
+@pytest.mark.parametrize("ids", [[100_256], [-1], [10**30]])
+def test_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
+    with pytest.raises(InputError, match="not in the vocabulary of cl100k_base"):
+        tokens.decode(ids)
+
+
+def test_ids_that_cut_a_character_are_refused() -> None:
+    with pytest.raises(InputError, match="a character is cut"):
+        tokens.decode(tokens.encode("🌊")[:1])

@@ -71,6 +71,7 @@ def know(connection: Connection, options: Options, learned: Learned) -> Known:
         batch_usd_per_million_tokens=facts.batch_usd_per_million_tokens,
         hosted=True,
         reply_dimensions=full if cut and complete else None,
+        mrl=facts.mrl,
     )
     return Known(facts, info, sent, complete)
 
