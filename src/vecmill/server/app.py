@@ -17,6 +17,7 @@ from vecmill.core.config import Settings, load_settings
 from vecmill.server import logs
 from vecmill.server.access import ANONYMOUS, Caller, Gate
 from vecmill.server.call import Answer, Call, ClientLeft, Noted, Receive, Scope, Send
+from vecmill.server.door import REFUSED
 from vecmill.server.errors import Refusal, invalid, late, refusal_of
 from vecmill.server.hosts import check_host, cors_headers, preflight
 from vecmill.server.metrics import Metrics
@@ -142,15 +143,17 @@ class _Exchange:
     async def run(self) -> None:
         started = time.perf_counter()
         status = CLIENT_LEFT
+        self._server.metrics.running += 1
         try:
             answer = await self._answer()
             status = answer.status
             await self._reply(answer)
         except ClientLeft:
-            status = CLIENT_LEFT
+            status = self._scope.get(REFUSED, CLIENT_LEFT)  # the protocol may have answered, as 408
         except OSError:
             status = CLIENT_LEFT  # gone while we wrote
         finally:
+            self._server.metrics.running -= 1
             seconds = time.perf_counter() - started
             route = _UNKNOWN if self._route is None else self._route.name
             retries = self._headers.get("x-stainless-retry-count", "0")
