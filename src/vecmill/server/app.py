@@ -184,8 +184,8 @@ class _Exchange:
             return self._refused(answer)
         except ClientLeft:
             raise
-        except Exception:
-            log.exception("request %s failed", self._id)
+        except Exception as error:  # told without its message, which may hold a text
+            logs.event("failed", level=logging.ERROR, request_id=self._id, error=logs.told(error))
             return self._refused(Refusal(500, "the server had an error", type="server_error"))
 
     async def _routed(self) -> Answer:

@@ -108,21 +108,22 @@ class JsonFormatter(logging.Formatter):
         else:
             line.update(fields)
         if record.exc_info and record.exc_info[1] is not None:
-            line["error"] = _told(record.exc_info[1])
+            line["error"] = told(record.exc_info[1])
         return orjson.dumps(line, default=str).decode()
 
 
-def _told(error: BaseException) -> dict[str, Any]:
+def told(error: BaseException) -> dict[str, Any]:
+    """Return what may be said of an exception: type and places, and the message only of our own."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
-    told: dict[str, Any] = {
+    said: dict[str, Any] = {
         "type": type(error).__name__,
         "where": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
     }
     if isinstance(error, Error):
-        told["message"] = str(error)
+        said["message"] = str(error)
     if error.__cause__ is not None:
-        told["cause"] = type(error.__cause__).__name__
-    return told
+        said["cause"] = type(error.__cause__).__name__
+    return said
 
 
 class Lines(logging.Handler):
