@@ -18,6 +18,8 @@ import vecmill
 from vecmill import Embedder
 from vecmill.core.types import InputType
 from vecmill.models.resolve import open_model
+from vecmill.server.access import Right
+from vecmill.server.keys import KeyFile
 
 harness = runpy.run_path(str(Path(__file__).parent / "server_clients" / "harness.py"))
 serving, run_client, openai_folders = (harness[n] for n in ("serving", "run_client", "openai_folders"))
@@ -150,6 +152,31 @@ def test_told_to_wait_the_official_client_comes_back_and_gets_its_vectors(major:
     assert not any(report["patient"]["errors"])
     with Embedder() as embedder:
         assert_same(report["patient"]["vectors"], embedder.embed(texts).vectors)
+
+
+def test_each_key_meets_the_clients_own_class(major: int, tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    right, _ = file.add("right")
+    reader, _ = file.add("reader", rights=[Right.READ])
+    wrong = "sk-wrong-canary-4711"
+    limits = {"key_requests_per_minute": 8}
+    with serving(keys_file=str(file.path), limits=limits) as running:
+        keys = {"right": right, "reader": reader, "wrong": wrong}
+        report = run_client(
+            "openai_keys.py",
+            {"origin": running.origin, "model": "minilm", "keys": keys, "until_refused": 10},
+            packages=packages_of(major),
+        )
+        log = running.log
+    assert report["right"]["embed"][0] == report["right"]["list"][0] == report["reader"]["list"][0] == "fine"
+    assert report["reader"]["embed"][:2] == ["PermissionDeniedError", 403]
+    for way in ("embed", "list"):
+        kind, status, code, said = report["wrong"][way]
+        assert (kind, status, code) == ("AuthenticationError", 401, "invalid_api_key")
+        assert wrong not in said
+    assert report["rates"]["x-ratelimit-limit-requests"] == "8"
+    assert report["at_last"][:3] == ["RateLimitError", 429, "rate_limit_exceeded"]
+    assert not any(key in log for key in keys.values())
 
 
 def needs(module: str, package: str) -> None:

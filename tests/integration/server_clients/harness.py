@@ -73,7 +73,7 @@ def vecmill_serve(
     """Run `vecmill serve ARGUMENTS` and wait until it is ready."""
     port = free_port() if port is None else port
     command = [sys.executable, "-m", "vecmill", "serve", *arguments, "--port", str(port)]
-    with _process(command, env) as (process, log):
+    with _process(command, env, interrupt=True) as (process, log):
         running = Serving(f"http://127.0.0.1:{port}", process, log)
         wait_ready(running)
         yield running
@@ -81,7 +81,7 @@ def vecmill_serve(
 
 @contextmanager
 def _process(
-    command: Sequence[str], env: Mapping[str, str] | None
+    command: Sequence[str], env: Mapping[str, str] | None, *, interrupt: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
@@ -98,15 +98,16 @@ def _process(
         try:
             yield process, log
         finally:
-            _end(process)
+            _end(process, interrupt=interrupt)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], *, interrupt: bool) -> None:
+    """End a server as it likes: by the end of its stdin, or by Ctrl-C."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-    if process.poll() is None:
-        process.terminate()
+    if process.poll() is None and interrupt:
+        process.send_signal(signal.SIGINT)
     try:
         process.wait(PATIENCE)
     except subprocess.TimeoutExpired:

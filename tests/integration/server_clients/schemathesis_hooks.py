@@ -20,6 +20,10 @@ def map_body(context: Any, body: Any) -> Any:
 @schemathesis.hook
 def map_path_parameters(context: Any, path_parameters: Any) -> Any:
     """Do the same to Azure's deployments."""
-    if isinstance(path_parameters, dict) and len(str(path_parameters)) % 2 and "deployment" in path_parameters:
+    if (
+        isinstance(path_parameters, dict)
+        and len(str(path_parameters)) % 2
+        and "deployment" in path_parameters
+    ):
         return {**path_parameters, "deployment": SERVED}
     return path_parameters
