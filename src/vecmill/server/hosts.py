@@ -46,6 +46,7 @@ class _Verdict(Enum):
     MALFORMED = "malformed"
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Say whether an address or name means this machine only: "localhost", "127.0.0.1", "[::1]"."""
     name = host.strip("[]").lower()

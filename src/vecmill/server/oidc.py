@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,10 @@ KEYS_KEPT_SECONDS = 24 * 3600.0
 FETCHES_PER_MINUTE = 6
 """Of the issuer's keys, whatever the tokens say: unknown key ids cannot make us ask more often."""
 
+BELIEVED_SECONDS = 60.0
+"""A token that was verified is not verified again for so long, nor beyond its expiry."""
+
+MAX_BELIEVED = 1024
 MAX_KEYS_BYTES = 1024 * 1024
 _FETCH_SECONDS = 10.0
 _MAX_KEYS = 100
@@ -118,6 +123,7 @@ class Oidc:
             )
         self._issuers, discovery = _issuers(issuer)
         self._audiences = audiences
+        self._believed: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()  # by hash; until when
         if jwks_url is not None:
             _ensure_safe(jwks_url, "the address of the issuer's keys (--oidc-jwks-url)")
         self._keys = _Keys(issuer, discovery, jwks_url, fetch or _fetcher(ca_file))
@@ -125,7 +131,8 @@ class Oidc:
     async def identify(self, token: str) -> Identity:
         """Verify a token and return who it is of.
 
-        Cost: about 0.1 ms; the first one, and one with an unknown key id, may wait for the issuer's keys.
+        Cost: about 0.2 ms, nearly nothing for one verified within the last minute. The first one, and one
+        with an unknown key id, may wait for the issuer's keys.
 
         Raises:
             TokenRefused: It is not believed.
@@ -133,6 +140,19 @@ class Oidc:
         """
         if len(token) > MAX_TOKEN_BYTES:
             raise TokenRefused(f"it is longer than {MAX_TOKEN_BYTES} bytes")
+        hashed = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        if (known := self._believed.get(hashed)) is not None:
+            if _now() < known[1]:
+                return known[0]
+            del self._believed[hashed]
+        identity, seconds = await self._verified(token)
+        self._believed[hashed] = (identity, _now() + min(seconds, BELIEVED_SECONDS))
+        if len(self._believed) > MAX_BELIEVED:
+            self._believed.popitem(last=False)
+        return identity
+
+    async def _verified(self, token: str) -> tuple[Identity, float]:
+        """Verify a token; return who it is of and the seconds until it expires."""
         header = _header(token)
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or not any(algorithm in known for known in ALGORITHMS.values()):
@@ -141,7 +161,9 @@ class Oidc:
             raise TokenRefused("it is malformed")
         claims = self._claims(token, await self._keys.find(kid, algorithm), algorithm)
         hashed = hashlib.sha256(f"{claims['iss']}\0{claims['sub']}".encode("utf-8", "surrogatepass"))
-        return Identity(f"oidc:{hashed.hexdigest()[:12]}", _rights(claims))
+        return Identity(f"oidc:{hashed.hexdigest()[:12]}", _rights(claims)), float(
+            claims["exp"]
+        ) - time.time()
 
     def _claims(self, token: str, key: Any, algorithm: str) -> Mapping[str, Any]:
         try:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from vecmill.core.errors import ConfigError, UnavailableError
+from vecmill.server import oidc as oidc_module
 from vecmill.server.keys import Right
 from vecmill.server.oidc import (
     FETCHES_PER_MINUTE,
@@ -337,6 +338,49 @@ def test_options_that_would_let_others_in_are_refused(changes: dict[str, Any], m
     assert "secret" not in str(caught.value)
 
 
+def test_a_token_is_verified_once_a_minute_and_again_when_it_expires(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[str] = []
+    genuine = jwt.decode
+
+    def counting(given: str, *args: Any, **more: Any) -> Any:
+        decoded.append(given)
+        return genuine(given, *args, **more)
+
+    monkeypatch.setattr(jwt, "decode", counting)
+
+    async def main() -> None:
+        which, long, short = oidc(), token(), token(exp=time.time() + 20)
+        for _ in range(5):
+            await which.identify(long)
+            await which.identify(short)
+        assert decoded == [long, short]
+        await asyncio.sleep(20)
+        await which.identify(long)
+        await which.identify(short)
+        assert decoded == [long, short, short]
+        await asyncio.sleep(40)
+        await which.identify(long)
+        assert decoded[3:] == [long]
+        with pytest.raises(TokenRefused):
+            await which.identify(long[:-4])
+
+    run_virtual(main())
+
+
+def test_few_verified_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oidc_module, "MAX_BELIEVED", 3)
+
+    async def main() -> None:
+        which = oidc()
+        for i in range(9):
+            await which.identify(token(sub=f"s{i}"))
+        assert len(which._believed) == 3
+
+    run_virtual(main())
+
+
 def test_a_flood_of_unknown_kids_asks_the_issuer_a_few_times_a_minute() -> None:
     async def main() -> None:
         issuer = Issuer()
@@ -380,7 +424,7 @@ def test_keys_that_were_withdrawn_open_nothing_after_an_hour() -> None:
         await which.identify(token())
         issuer.keys = [jwk(OTHER, "other")]
         await asyncio.sleep(KEYS_FRESH_SECONDS)
-        await which.identify(token())  # this one notices the hour; it is not kept waiting
+        await which.identify(token(jti="another"))  # this one notices the hour; it is not kept waiting
         await asyncio.sleep(1)
         with pytest.raises(TokenRefused):
             await which.identify(token())
