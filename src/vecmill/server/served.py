@@ -1,142 +1,494 @@
-"""The models a server serves: which versions there are, and which one answers."""
+"""The models a server serves: which versions there are, and which one answers.
+
+Each name has at most one version that answers. A look at its folder finds others; a better one is loaded and
+checked beside it (`loading.load`) and then takes its place between two requests. Requests hold a lease: the
+version they began with answers them, and closes after the last of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
 
+from vecmill.core import errors
 from vecmill.core.config import Settings
-from vecmill.core.types import LongText
-from vecmill.embedder.channel import Channel
-from vecmill.models.base import Encoded, ModelInfo, Provider
-from vecmill.models.resolve import open_model
-from vecmill.server.batcher import Batched, Batcher
-from vecmill.server.errors import unknown_model
+from vecmill.server import loading, names, repository
+from vecmill.server.errors import Refusal, unavailable, unknown_model
+from vecmill.server.loading import Served, reason_of
 from vecmill.server.options import ModelSource, Options
+from vecmill.server.repository import NOTHING, Found, Look, Stamp
+from vecmill.server.versions import Listed, Model, State, VersionState
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Listed", "Served", "ServedModels", "State", "VersionState"]
+
+SELF_PROBE_SECONDS = 15.0
+"""A model that computed nothing for so long computes one sentence of the probe, to know that it still can."""
+
+_SECOND_LOOK = 0.25
+"""Seconds between the two looks of a reload: what changed meanwhile is not whole."""
+_ROOM_SECONDS = 10.0
+"""How long a load waits for others to be answered and make room."""
+_REMEMBERED = 16
+"""Versions that ended, which the status still shows."""
 
 
-class State(StrEnum):
-    """How far a version is; OpenVINO Model Server's words."""
-
-    START = "START"
-    LOADING = "LOADING"
-    AVAILABLE = "AVAILABLE"
-    UNLOADING = "UNLOADING"
-    END = "END"
+Load: TypeAlias = Callable[..., Awaitable[Served]]
 
 
-@dataclass(frozen=True, slots=True)
-class VersionState:
-    """What the status says of a version. `error` is "" where all is well."""
+class Lease:
+    """One request's hold on the version that answers it: `async with models.lease(name) as served`."""
 
-    version: str
-    state: State
-    error: str = ""
+    __slots__ = ("_models", "_name", "_served")
 
+    def __init__(self, models: ServedModels, name: str) -> None:
+        self._models = models
+        self._name = name
+        self._served: Served | None = None
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A served model as `/v1/models` lists it. `created` is seconds since the epoch and does not change."""
+    async def __aenter__(self) -> Served:
+        served = self._models._take(self._name)
+        while served is None:
+            await self._models._bring(self._name)
+            served = self._models._take(self._name)
+        self._served = served
+        return served
 
-    id: str
-    created: int
-    owned_by: str
-    info: ModelInfo
-
-
-@dataclass(slots=True, eq=False)
-class Served:
-    """One loaded version of a model.
-
-    Attributes:
-        name: The id clients ask for. version: "1", "2", …
-        source: What the operator said of it.
-        provider: The model. channel: the way to it. batcher: requests become batches.
-        long_text: What happens to long texts unless the request says otherwise.
-    """
-
-    name: str
-    version: str
-    source: ModelSource
-    provider: Provider
-    channel: Channel
-    batcher: Batcher
-    long_text: LongText
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model says about itself."""
-        return self.provider.info
-
-    async def vectors(self, work: Encoded, *, key: str, deadline: float) -> Batched:
-        """Return vectors (n, info.width) of texts of at most `info.max_tokens` tokens; see `Batcher`."""
-        return await self.batcher.vectors(work, key=key, deadline=deadline)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._served is not None:
+            self._served.release()
 
 
 class ServedModels:
     """The served models by name.
 
-    Attributes:
-        ready: Whether every model that must be there passed its check.
+    Args:
+        options: What is served, and how much memory there is.
+        settings: Where compiled models, probes and the cache lie; aliases.
+        load: Opens one version; tests give another.
     """
 
-    def __init__(self, options: Options, settings: Settings) -> None:
+    def __init__(self, options: Options, settings: Settings, *, load: Load = loading.load) -> None:
         self._options = options
         self._settings = settings
-        self._served: dict[str, Served] = {}
-        self.ready = False
+        self._load = load
+        self._models: dict[str, Model] = {}
+        self._names: dict[str, Model] = {}
+        self._spelt: dict[str, str] = {}
+        self._missing: frozenset[str] = frozenset()
+        self._reserved: dict[str, int] = {}
+        self._room = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._searched = False
 
-    async def start(self) -> None:
-        """Load every model and check it; call it on the loop that will serve.
+    # What is asked
 
-        Raises:
-            Error: A model cannot be loaded or fails its check.
-        """
-        for source in self._options.models:
-            provider = open_model(source.spec, settings=self._settings)
-            channel = Channel.to(provider, self._settings, cache=self._options.cache)
-            await channel.learn()
-
-            async def supply(work: Encoded, channel: Channel = channel) -> Batched:
-                supplied = await channel.vectors(work)
-                return Batched(supplied.vectors, supplied.errors, int((~supplied.sent).sum()))
-
-            batcher = Batcher(supply, self._options.limits)
-            self._served[source.name] = Served(
-                source.name, "1", source, provider, channel, batcher, LongText(source.long_text)
-            )
-        self.ready = True
-
-    @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Served]:
+    def lease(self, name: str) -> Lease:
         """Take the version that serves a name now; it stays until the lease ends, whatever is switched.
 
+        Entering waits only where the model was let go of for its memory and is loaded again.
+
         Raises:
-            Refusal: 404 nobody serves the name, 503 it is being loaded.
+            Refusal: On entering: 404 nobody serves the name, 503 it is being loaded or has no good version.
         """
-        if name not in self._served:
-            raise unknown_model(name)
-        yield self._served[name]
+        return Lease(self, name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model answers, or will when it is asked."""
+        return not self.trouble()
+
+    def trouble(self) -> str:
+        """Say why the server is not ready, or ""; costs a pass over the models."""
+        if not self._started:
+            return "the models are being loaded"
+        if not self._searched:
+            return "the models of the repository are being loaded"
+        counted = (model for model in self._models.values() if model.counts)
+        return next((why for model in counted if (why := model.trouble())), "")
+
+    def model_trouble(self, name: str) -> str | None:
+        """Say why a model is not ready, "" where it is, None where nobody serves it."""
+        model = self._names.get(name)
+        return None if model is None else model.trouble()
 
     def listed(self) -> list[Listed]:
-        """Return the served models, by name."""
+        """Return the models that answer, by name."""
         return [
-            Listed(name, 1_700_000_000, "vecmill", served.info)
-            for name, served in sorted(self._served.items())
+            Listed(name, model.created, model.info.provider if model.info.hosted else "vecmill", model.info)
+            for name, model in sorted(self._models.items())
+            if model.info is not None and (model.current is not None or model.evicted)
         ]
 
     def states(self) -> Mapping[str, list[VersionState]]:
         """Return what is known of every version of every model."""
-        return {name: [VersionState("1", State.AVAILABLE)] for name in self._served}
+        return {name: model.state() for name, model in sorted(self._models.items())}
+
+    # Life
+
+    async def start(self) -> None:
+        """Load what the operator named and check it; call it on the loop that will serve.
+
+        The models of the repository follow while the server already answers for the others.
+
+        Raises:
+            Error: A named model cannot be loaded or fails its check.
+        """
+        root = self._options.repository
+        if root is not None and not await asyncio.to_thread(root.is_dir):
+            raise errors.ConfigError(f"the repository {root} is no folder: make it, or name another")
+        for source in self._options.models:
+            folder = await asyncio.to_thread(_folder_of, source, self._settings)
+            model = Model(source, folder, named=True)
+            self._add(model)
+            await self._first(model)
+        self._spelt = await asyncio.to_thread(names.spellings, self._options.models, self._settings)
+        self._name()
+        self._searched = self._options.repository is None
+        self._started = True
+        self._spawn(self._watch())
+        self._spawn(self._probe())
 
     async def reload(self) -> bool:
-        """Look for new versions now, switch to them, and say whether anything changed."""
-        return False
+        """Look for new versions now, switch to them, and say whether anything changed.
+
+        Two looks a quarter of a second apart tell what is still being copied.
+        """
+        before = self._print()
+        await self._look(switch=False)
+        await asyncio.sleep(_SECOND_LOOK)
+        await self._look(switch=True)
+        return self._print() != before
 
     async def close(self) -> None:
         """Answer what was begun, then let go of every model."""
-        for served in self._served.values():
-            await served.batcher.close()
-            await served.provider.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for model in self._models.values():
+            self._retire(model)
+        while self._closing:
+            await asyncio.wait(set(self._closing))
+
+    # Leases
+
+    def _take(self, name: str) -> Served | None:
+        """Return a leased version, or None where it has to be brought back first."""
+        model = self._names.get(name)
+        if model is None:
+            raise unknown_model(name)
+        served = model.current
+        if served is None:
+            if model.evicted:
+                return None
+            raise self._absent(model)
+        served.leases += 1
+        model.leased = asyncio.get_running_loop().time()
+        return served
+
+    def _absent(self, model: Model) -> Refusal:
+        if model.loading or not model.looked:
+            return unavailable(f"model {model.name} is being loaded", "model_loading", seconds=1.0)
+        return unavailable(
+            f"model {model.name} has no version that can be served: GET /v1/config says why",
+            "model_unavailable",
+            seconds=30.0,
+        )
+
+    async def _bring(self, name: str) -> None:
+        """Load an evicted model again, once for all who wait."""
+        model = self._names[name]
+        if model.wanted is None:
+            model.wanted = self._spawn(self._again(model))
+            model.wanted.add_done_callback(lambda _: setattr(model, "wanted", None))
+        await asyncio.shield(model.wanted)
+
+    async def _again(self, model: Model) -> None:
+        async with model.lock:
+            if not model.evicted:
+                return
+            await self._see(model)
+            await self._settle(model)
+            if model.current is None:
+                model.evicted = False
+                raise self._absent(model)
+
+    # Looking
+
+    async def _first(self, model: Model) -> None:
+        """Load a named model, or raise what stands in its way."""
+        async with model.lock:
+            if model.folder is None:
+                await self._switch(model, "1", None)
+                model.looked = True
+                return
+            await self._see(model)
+            if len(model.look.whole) < len(model.look.found):
+                await asyncio.sleep(_SECOND_LOOK)
+                await self._see(model)
+            failure = await self._settle(model)
+            model.looked = True
+        if model.current is None:
+            raise failure or errors.ConfigError(
+                f"{model.folder} holds no version of model {model.name} that is whole: a version is a folder "
+                "whose name is a number above 0"
+            )
+
+    async def _watch(self) -> None:
+        """Look for new versions as long as the server runs."""
+        await self._guarded(self._look(switch=False))
+        if not self._searched:
+            await asyncio.sleep(_SECOND_LOOK)
+            await self._guarded(self._look(switch=True))
+            self._searched = True
+        while self._options.poll_seconds > 0:
+            await asyncio.sleep(self._options.poll_seconds)
+            await self._guarded(self._look(switch=True))
+
+    async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do something that must never end the watch."""
+        try:
+            await work
+        except Exception:
+            log.exception("looking for versions failed and will be tried again")
+
+    async def _look(self, *, switch: bool) -> None:
+        """Look at every model once; with `switch` also act on it."""
+        async with self._looking:
+            await self._search(switch=switch)
+            for model in list(self._models.values()):
+                if model.folder is None:
+                    continue
+                async with model.lock:
+                    before = model.look
+                    await self._see(model)
+                    if not switch:
+                        continue
+                    if not (model.evicted and model.look.found):  # those are loaded when they are asked for
+                        await self._settle(model, before, quietly=True)
+                    model.looked = True
+                    if not model.named:
+                        in_service = model.info is not None or not self._searched
+                        model.counts = bool(model.look.found) and in_service
+
+    async def _search(self, *, switch: bool) -> None:
+        """Find the models of the repository; one that is gone in two looks goes."""
+        root = self._options.repository
+        if root is None:
+            return
+        try:
+            found = await asyncio.to_thread(repository.names, root)
+        except OSError as error:
+            log.warning("the repository cannot be read, its models stay: %s", error.strerror)
+            return
+        for name, folder in found.items():
+            known = self._models.get(name)
+            if known is None:
+                pinned = self._options.memory_bytes is None
+                self._add(Model(ModelSource(name, str(folder), pinned=pinned), folder, named=False))
+        gone = frozenset(n for n, model in self._models.items() if not model.named and n not in found)
+        for name in gone & self._missing if switch else ():
+            log.info("model %s is gone from the repository", name)
+            self._retire(self._models.pop(name))
+            self._name()
+        self._missing = gone
+
+    async def _see(self, model: Model) -> None:
+        if model.folder is None:
+            return
+        try:
+            if not await asyncio.to_thread(model.folder.parent.is_dir):
+                return  # what it lies in is not there at the moment, which says nothing about it
+            model.look = await asyncio.to_thread(repository.look, model.folder, model.look)
+        except OSError as error:
+            log.warning("model %s: its folder cannot be read: %s", model.name, error.strerror)
+
+    async def _settle(
+        self, model: Model, before: Look = NOTHING, *, quietly: bool = False
+    ) -> errors.Error | None:
+        """Bring the best version into service; return why better ones were refused.
+
+        A version that is gone stays in service until the second look that misses it.
+
+        Raises:
+            Refusal: There is no memory for it now; `quietly` waits for the next look instead.
+        """
+        for version in [v for v in model.refused if v not in model.look.found]:
+            del model.refused[version]
+        failure: errors.Error | None = None
+        for found in model.better(before):
+            try:
+                await self._switch(model, found.version, found)
+            except errors.Error as error:
+                failure = error
+                model.refused[found.version] = (found.stamp, reason_of(error))
+                log.error("model %s version %s is not served: %s", model.name, found.version, error)
+                continue
+            except Refusal:
+                if not quietly:
+                    raise
+            return None
+        if model.current is not None and model.is_gone(before):
+            log.warning("model %s has no version left", model.name)
+            self._retire(model)
+        return failure
+
+    # Switching
+
+    async def _switch(self, model: Model, version: str, found: Found | None) -> None:
+        """Load a version beside the current one and let it take its place.
+
+        Raises:
+            Error: It cannot be loaded or fails its check; the current one stays.
+        """
+        cost = 0 if found is None else loading.estimated_bytes(found.size_bytes)
+        model.loading = version
+        try:
+            if model.current is None:
+                await self._make_room(model, cost)
+            served = await self._load(
+                model.source,
+                version,
+                None if found is None else found.folder,
+                self._options,
+                self._settings,
+                stamp=() if found is None else found.stamp,
+                cost_bytes=cost,
+            )
+        finally:
+            model.loading = ""
+            self._reserved.pop(model.name, None)
+        if found is not None and not model.info:
+            model.created = min(entry[2] for entry in found.stamp) // 10**9
+        old, model.current, model.info = model.current, served, served.info
+        model.evicted = False
+        model.refused.pop(version, None)
+        model.ended.pop(version, None)
+        model.leased = asyncio.get_running_loop().time()
+        if old is not None:
+            log.info("model %s: version %s answers, version %s ends", model.name, version, old.version)
+            self._let_go(model, old)
+
+    def _retire(self, model: Model) -> None:
+        """Take the current version out of service."""
+        old, model.current = model.current, None
+        if old is not None:
+            self._let_go(model, old)
+
+    def _let_go(self, model: Model, old: Served) -> None:
+        """Close a version after its last lease, without waiting for it."""
+
+        async def close() -> None:
+            try:
+                await old.close()
+            except Exception:
+                log.exception("model %s version %s did not close well", model.name, old.version)
+            if model.ended.get(old.version) is State.UNLOADING:
+                model.ended[old.version] = State.END
+
+        old.retired = True
+        for version in list(model.ended)[: 1 - _REMEMBERED]:
+            del model.ended[version]
+        model.ended[old.version] = State.UNLOADING
+        task = asyncio.get_running_loop().create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # Memory
+
+    async def _make_room(self, model: Model, cost: int) -> None:
+        """Let go of models that were not asked for longest, until this one fits.
+
+        Raises:
+            Refusal: 503: it can never fit, or not now.
+        """
+        budget = self._options.memory_bytes
+        if budget is None or model.source.pinned:
+            return
+        if cost > budget:
+            raise errors.ConfigError(
+                f"model {model.name} takes about {cost >> 20} MiB, all models together may take "
+                f"{budget >> 20} MiB: raise --memory"
+            )
+        async with self._room:
+            try:
+                async with asyncio.timeout(_ROOM_SECONDS):
+                    while self._taken() + cost > budget:
+                        await self._free(model)
+            except TimeoutError:
+                raise _full(model) from None
+            self._reserved[model.name] = cost
+
+    def _taken(self) -> int:
+        loaded = (m.current.cost_bytes for m in self._models.values() if m.current and not m.source.pinned)
+        return sum(loaded) + sum(self._reserved.values())
+
+    async def _free(self, model: Model) -> None:
+        """Let go of the model that was asked for least recently, and wait until its memory is free."""
+        candidates = [
+            other
+            for other in self._models.values()
+            if other is not model and other.current is not None and not other.source.pinned
+        ]
+        candidates = [other for other in candidates if not other.lock.locked()]
+        if not candidates:
+            raise _full(model)
+        victim = min(candidates, key=lambda other: other.leased)
+        log.info("model %s makes room for %s", victim.name, model.name)
+        victim.evicted = True
+        self._retire(victim)
+        while self._closing:
+            await asyncio.wait(set(self._closing))
+
+    # Names and tasks
+
+    def _add(self, model: Model) -> None:
+        self._models[model.name] = model
+        self._name()
+
+    def _name(self) -> None:
+        """Let every spelling of a served name find its model; a model's own name comes first."""
+        spelt = {other: self._models[name] for other, name in self._spelt.items() if name in self._models}
+        self._names = {**spelt, **self._models}
+
+    def _print(self) -> list[tuple[str, str, Stamp]]:
+        return [(n, m.current.version, m.current.stamp) for n, m in self._models.items() if m.current]
+
+    async def _probe(self) -> None:
+        """Ask models that computed nothing for a while whether they still can."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SELF_PROBE_SECONDS)
+            seconds, since = self._options.limits.request_seconds, loop.time() - SELF_PROBE_SECONDS
+            served = [model.current for model in self._models.values() if model.current is not None]
+            idle = [one for one in served if one.failed or one.answered <= since]
+            await asyncio.gather(*(self._guarded(one.probe_itself(seconds)) for one in idle))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _full(model: Model) -> Refusal:
+    return unavailable(
+        f"there is no memory for model {model.name} at the moment", "model_loading", seconds=2.0
+    )
+
+
+def _folder_of(source: ModelSource, settings: Settings) -> Path | None:
+    """Return the folder a source names, or None where it names a model that lies in none."""
+    path = names.folder_of(source, settings)
+    return None if path is None else path.absolute()

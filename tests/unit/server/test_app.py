@@ -85,7 +85,6 @@ def app(tmp_path: Path) -> App:
 
 def answering(app: App, handler: Any) -> App:
     app.server.table = Table([Route("POST", "/x", handler, Right.OPEN, "x")])
-    app.server.models.ready = True
     return app
 
 
