@@ -10,6 +10,8 @@ import asyncio
 import http
 import math
 import secrets
+import struct
+import sys
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -19,6 +21,10 @@ from vecmill.server.call import Noted
 from vecmill.server.door import GRACE_SECONDS, MAX_LINGERING, REFUSED, Door, whose
 from vecmill.server.errors import SERVER, Refusal
 from vecmill.server.options import MIB, Limits
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 require("uvicorn", extra="serve")
 require("httptools", extra="serve")
@@ -99,6 +105,8 @@ class Guard(HttpToolsProtocol):
         self._write_since = 0.0
         self._problem: Problem | None = None
         self._last: bytes | None = None  # said after the answers that are still due
+        self._offered = False  # another protocol, by the client
+        self._muted = False  # the parser is told what is known already
         self._over = False
         self._lost = False
         self._counted = False
@@ -145,6 +153,7 @@ class Guard(HttpToolsProtocol):
         now = self.loop.time()
         if not sending:
             self.due = now + limits.body_idle_seconds
+            self._buffered = self._unread()
             self._real.close()
             return
         self.due = now + min(LINGER_SECONDS, limits.body_idle_seconds)
@@ -209,12 +218,23 @@ class Guard(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._phase = Phase.DEAF  # answered, then closed
-            self.due = math.inf
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             problem = self._problem
             self._refuse(problem or Problem(400, "the request is not valid HTTP/1.1", "malformed"))
+
+    def _stay(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 with a client that offered another protocol; its parser takes that for the end.
+
+        Java's HTTP client offers HTTP/2 with every request. A new parser is told the size of the body.
+        """
+        self._offered = False
+        self._muted = True
+        self.parser = httptools.HttpRequestParser(self)
+        sized = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        framing = b"content-length: " + sized if self._coding is None else b"transfer-encoding: chunked"
+        self._feed(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + rest)
 
     def _tally(self) -> None:
         """Set the body's deadline; stop bodies that are all wrapping, or that nobody will read."""
@@ -230,6 +250,8 @@ class Guard(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Start the header's deadline."""
+        if self._muted:
+            return
         super().on_message_begin()
         self._phase = Phase.HEADER
         self._messages += 1
@@ -242,6 +264,8 @@ class Guard(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Bound the request line."""
+        if self._muted:
+            return
         super().on_url(url)
         most = self.door.limits.max_line_bytes
         if len(self.url) > most:
@@ -273,6 +297,9 @@ class Guard(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Refuse what two servers might read as two different requests, then start the application."""
+        if self._muted:
+            self._muted = False
+            return
         version = self.parser.get_http_version()
         if version != "1.1" and version != "1.0":
             self._stop(Problem(505, "this server speaks HTTP/1.1", "version"))
@@ -293,8 +320,7 @@ class Guard(HttpToolsProtocol):
         self._raw = self._body = 0
         self._since = self.loop.time()
         self.due = self._since + self.door.limits.body_idle_seconds
-        if self.parser.should_upgrade():
-            self.cycle.keep_alive = False
+        self._offered = self.parser.should_upgrade()
 
     def on_body(self, body: bytes) -> None:
         """Count the body."""
@@ -303,6 +329,8 @@ class Guard(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Wait for the answer, or for the next request."""
+        if self._offered:
+            return  # see `_stay`
         super().on_message_complete()
         self._phase = Phase.DONE
         self.due = math.inf
@@ -396,7 +424,7 @@ class Guard(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""
         super().pause_writing()
-        self._buffered = self._real.get_write_buffer_size()
+        self._buffered = self._unread()
         self._write_since = self.loop.time()
         self.write_due = self._write_since + self.door.limits.body_idle_seconds
 
@@ -412,7 +440,9 @@ class Guard(HttpToolsProtocol):
         if self.due > now or self._lost:
             return
         if self._over:
-            self.abort()
+            self._last_bytes(now)
+        elif self.write_due < math.inf:
+            self.due = now + self.door.limits.body_idle_seconds  # it still reads the last answer
         elif self._phase in {Phase.FRESH, Phase.DONE}:
             self.end()
         elif self.flow.read_paused:
@@ -422,9 +452,17 @@ class Guard(HttpToolsProtocol):
         else:
             self._refuse(Problem(408, "the body of the request did not arrive in time", "slow_body"))
 
+    def _last_bytes(self, now: float) -> None:
+        size = self._unread()
+        if size >= self._buffered:
+            self.abort()
+            return
+        self._buffered = size
+        self.due = now + self.door.limits.body_idle_seconds
+
     def _slow_reader(self, now: float) -> None:
         limits = self.door.limits
-        size = self._real.get_write_buffer_size()
+        size = self._unread()
         most = limits.body_seconds + limits.body_seconds_per_mib * (self._buffered / MIB)
         if size >= self._buffered or now - self._write_since > most:
             self.door.metrics.refused("slow_reader")
@@ -432,6 +470,14 @@ class Guard(HttpToolsProtocol):
             return
         self._buffered = size
         self.write_due = now + limits.body_idle_seconds
+
+    def _unread(self) -> int:
+        """Return the bytes the client has not taken: here, and in the system's queue where it tells."""
+        size = self._real.get_write_buffer_size()
+        inside = self._real.get_extra_info("socket")
+        if sys.platform == "linux" and inside is not None and inside.fileno() >= 0:
+            size += struct.unpack("i", fcntl.ioctl(inside.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return size
 
 
 def guarded(door: Door) -> type[Guard]:
