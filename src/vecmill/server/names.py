@@ -20,7 +20,7 @@ def folder_of(source: ModelSource, settings: Settings) -> Path | None:
     """
     path = Path(source.spec).expanduser()
     if source.spec.startswith((".", "/", "~")):
-        return path
+        return path.absolute()
     provider, _, name = canonical(source.spec, settings).partition(":")
     return Path(name) if provider == "local" and name != BUILTIN_NAME else None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -148,12 +147,12 @@ class ServedModels:
         if root is not None and not await asyncio.to_thread(root.is_dir):
             raise errors.ConfigError(f"the repository {root} is no folder: make it, or name another")
         for source in self._options.models:
-            folder = await asyncio.to_thread(_folder_of, source, self._settings)
-            model = Model(source, folder, named=True)
-            self._add(model)
-            await self._first(model)
+            folder = await asyncio.to_thread(names.folder_of, source, self._settings)
+            self._models[source.name] = Model(source, folder, named=True)
         self._spelt = await asyncio.to_thread(names.spellings, self._options.models, self._settings)
         self._name()
+        for model in list(self._models.values()):
+            await self._first(model)
         self._searched = self._options.repository is None
         self._started = True
         self._spawn(self._watch())
@@ -486,9 +485,3 @@ def _full(model: Model) -> Refusal:
     return unavailable(
         f"there is no memory for model {model.name} at the moment", "model_loading", seconds=2.0
     )
-
-
-def _folder_of(source: ModelSource, settings: Settings) -> Path | None:
-    """Return the folder a source names, or None where it names a model that lies in none."""
-    path = names.folder_of(source, settings)
-    return None if path is None else path.absolute()

@@ -8,6 +8,7 @@ from vecmill.server.routes.embeddings import deployment_embeddings, embeddings
 from vecmill.server.routes.metrics import metrics
 from vecmill.server.routes.models import model, models
 from vecmill.server.routes.rerank import rerank
+from vecmill.server.routes.status import Health, config, live, model_ready, ready, reload
 from vecmill.server.routes.tokenize import tokenize
 from vecmill.server.routing import Route
 from vecmill.server.schemas import (
@@ -104,6 +105,25 @@ ROUTES: tuple[Route, ...] = (
         azure=True,
     ),
     *_on_both_bases(),
+    Route("GET", "/v1/config", config, Right.READ, "config", "Show every model and its versions."),
+    Route("POST", "/v1/config/reload", reload, Right.ADMIN, "reload", "Look for new versions now."),
+    *(
+        Route("GET", path, live, Right.OPEN, "live", "Say whether the process answers.", gives=Health)
+        for path in ("/v2/health/live", "/healthz")
+    ),
+    *(
+        Route("GET", path, ready, Right.READ, "ready", "Say whether requests may be sent.", gives=Health)
+        for path in ("/v2/health/ready", "/readyz")
+    ),
+    Route(
+        "GET",
+        "/v2/models/{model:path}/ready",
+        model_ready,
+        Right.READ,
+        "model_ready",
+        "Say whether a model answers.",
+        gives=Health,
+    ),
     Route("GET", "/openapi.json", openapi_document, Right.READ, "openapi", "Show this as OpenAPI 3.1."),
     Route("GET", "/docs", docs, Right.READ, "docs", "Show this as a page."),
     Route("GET", "/metrics", metrics, Right.METRICS, "metrics", "What Prometheus collects."),
