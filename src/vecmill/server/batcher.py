@@ -247,18 +247,17 @@ class Batcher:
         if rate is None:
             return
         begun = self._on_the_way(now, rate)
-        left = request.deadline - now
-        most = min(limits.queue_seconds, left)
-        if begun + (waiting + request.cost) / rate <= most:
+        left, most, cost = request.deadline - now, limits.queue_seconds, request.cost
+        # It may be overtaken by as many tokens as it has, and is answered with the others of its batch.
+        own = 2 * cost + min(limits.batch_tokens, waiting + cost)
+        if begun + waiting / rate <= most and begun + (waiting + own) / rate <= left:
             return  # the usual case: even behind all that waits
-        first, last = (begun + tokens / rate for tokens in self._turns.ahead(request.key, request.cost))
-        if first > limits.queue_seconds:
-            most = limits.queue_seconds
+        first, last = (begun + tokens / rate for tokens in self._turns.ahead(request.key, cost))
+        if first > most:
             raise self._full(
                 f"the wait for this model is about {first:.1f} s, at most {most:g} s may be", first
             )
-        batch = min(limits.batch_tokens, waiting)  # it is answered with the others of its batch
-        if last + (request.cost + batch) / rate > left:
+        if last + own / rate > left:
             raise self._full("the request would not be answered before its deadline", first)
 
     def _full(self, message: str, seconds: float) -> Refusal:
@@ -301,10 +300,17 @@ class Batcher:
         return True
 
     def _usable(self, request: Waiting, now: float) -> bool:
-        """Say whether a request's texts are still wanted; where not, it is answered and gone."""
-        left = request.deadline - now
-        rate = self._pace.rate
-        if left > 0 and (rate is None or request.left <= rate * left * _HOPELESS or not request.taken):
+        """Say whether a request can still be answered in time; where not, it is answered 504 and gone.
+
+        A request that waits alone is tried unless its time is over: the rate is an estimate.
+        """
+        left, rate, others = request.deadline - now, self._pace.rate, self._turns.tokens - request.left
+        if left > 0 and rate is not None:
+            batch = min(self._limits.batch_tokens, self._turns.tokens) if others else 0
+            rest = request.left / _HOPELESS if request.taken else 0
+            if max(batch, rest) <= rate * left:
+                return True
+        elif left > 0:
             return True
         self._expire(request)
         return False
