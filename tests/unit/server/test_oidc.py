@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import http.server
+import importlib.util
 import json
 import logging
 import threading
@@ -21,7 +22,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from vecmill.core.errors import ConfigError, UnavailableError
+from vecmill.core import extras
+from vecmill.core.errors import ConfigError, MissingExtraError, UnavailableError
 from vecmill.server import oidc as oidc_module
 from vecmill.server.keys import Right
 from vecmill.server.oidc import (
@@ -483,6 +485,15 @@ def test_a_key_set_that_is_none_leaves_the_known_keys(raw: bytes, caplog: pytest
 
     run_virtual(main())
     assert any(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_without_its_packages_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "installed", lambda module: module != "jwt")
+    spec = importlib.util.find_spec("vecmill.server.oidc")
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(MissingExtraError, match=r"vecmill\[serve\]"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # Over real HTTP.
