@@ -308,7 +308,7 @@ class KeyStore:
             log.warning("%s has no keys any more; the server stays closed until it is restarted", self._path)
         self._keys = keys
         self._had_keys = self._had_keys or bool(keys)
-        log.info("read %d keys", len(keys))
+        log.info("the file of keys changed: %d keys", len(keys))
         return True
 
 
