@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from vecmill.server.call import Answer
 from vecmill.server.errors import Refusal
 from vecmill.server.options import Limits, Options
 from vecmill.server.parsing import depth, parse, parse_large
@@ -22,6 +23,7 @@ from vecmill.server.replies import bits, int8, json_reply, raw_reply
 from vecmill.server.schemas import EmbeddingsRequest
 from vecmill.testing.fakes import FakeProvider
 
+FORMATS = ("float", "base64", "int8", "ubinary")
 fake = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "server" / "fake_models.py"))
 Served, application, asked = fake["Served"], fake["application"], fake["asked"]
 
@@ -72,6 +74,39 @@ def bytes_of(body: Any) -> bytes:
         return repr(body).encode("utf-8", "replace")
 
 
+def whole(answer: Answer) -> bytes:
+    """Return an answer's body."""
+
+    async def every() -> bytes:
+        body = answer.body
+        return body if isinstance(body, bytes) else b"".join([piece async for piece in body])
+
+    return asyncio.run(every())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.sampled_from([1, 5, 1536, 20_000]), st.sampled_from([*FORMATS]), st.booleans())
+def test_answers_in_pieces_are_those_in_one(n: int, d: int, encoding: str, raw: bool) -> None:
+    vectors = np.random.default_rng(n).standard_normal((min(n, 300_000 // d), d), dtype=np.float32)
+    if raw:
+        found = raw_reply(vectors, encoding, tokens=1)
+        body = whole(found)
+        assert isinstance(found.body, bytes) or found.size == len(body)
+        rows = [raw_reply(vectors[at : at + 1], encoding, tokens=1) for at in range(len(vectors))]
+        assert body == b"".join(map(whole, rows))
+    else:
+        found = json_reply(vectors, encoding, model="m", tokens=1)
+        body = whole(found)
+        assert found.size in (None, len(body))
+        items = orjson.loads(body)["data"]
+        for at, item in enumerate(items):
+            (one,) = orjson.loads(whole(json_reply(vectors[at : at + 1], encoding, model="m", tokens=1)))[
+                "data"
+            ]
+            assert item == {**one, "index": at}
+        assert len(items) == len(vectors)
+
+
 cut_short = st.tuples(bodies, st.integers(0, 80)).map(lambda pair: bytes_of(pair[0])[: pair[1]])
 
 
@@ -85,7 +120,7 @@ def app() -> Any:
 @example(np.array([[1e-45, -0.0, 3.4028235e38, 1.17549435e-38, 0.1]], np.float32))
 def test_float_and_base64_are_the_same_bits(vectors: Any) -> None:
     said = {
-        encoding: orjson.loads(asyncio.run(json_reply(vectors, encoding, model="m", tokens=1)))
+        encoding: orjson.loads(whole(json_reply(vectors, encoding, model="m", tokens=1)))
         for encoding in ("float", "base64")
     }
     for at, row in enumerate(vectors):
@@ -93,7 +128,7 @@ def test_float_and_base64_are_the_same_bits(vectors: Any) -> None:
         assert np.array(plain["embedding"], np.float32).tobytes() == row.tobytes()
         assert base64.b64decode(packed["embedding"]) == row.astype("<f4").tobytes()
         assert plain["index"] == packed["index"] == at
-    assert raw_reply(vectors, "float", tokens=1).body == vectors.astype("<f4").tobytes()
+    assert whole(raw_reply(vectors, "float", tokens=1)) == vectors.astype("<f4").tobytes()
 
 
 @settings(deadline=None)

@@ -60,8 +60,7 @@ async def _answer(
     encoding = request.encoding_format or "float"
     if wants_raw(call.headers.get("accept", "")):
         return raw_reply(vectors, encoding, tokens=work.tokens, headers=said)
-    body = await json_reply(vectors, encoding, model=served.name, tokens=work.tokens, cut=work.cut)
-    return Answer(200, body, headers=said)
+    return json_reply(vectors, encoding, model=served.name, tokens=work.tokens, cut=work.cut, headers=said)
 
 
 def _headers(served: Served, cut: int, started: float) -> tuple[Header, ...]:
