@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vecmill.cli.output import plain, tell
+from vecmill.compat import ovms
 from vecmill.core import machine
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import ConfigError, InputError, unknown_name
 
 if TYPE_CHECKING:
+    from vecmill.compat.ovms import Start
     from vecmill.server.options import Limits, ModelSource, Options
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*(?:/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
@@ -30,6 +33,15 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return load_settings(cache_max_bytes=value).cache_max_bytes
     except ConfigError as error:
         raise click.BadParameter(f"{value!r} is no size; 500MB, 5GiB … would be", ctx, param) from error
+
+
+def _foreign(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the command take OpenVINO Model Server's flags, which its help does not show."""
+    for name in (*ovms.VALUES, *ovms.MEANINGLESS):
+        command = click.option(f"--{name}", f"ovms_{name}", hidden=True)(command)
+    for name in ovms.SWITCHES:
+        command = click.option(f"--{name}", f"ovms_{name}", is_flag=True, hidden=True)(command)
+    return command
 
 
 @click.command(context_settings={"auto_envvar_prefix": "VECMILL_SERVE"})
@@ -109,6 +121,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--allow-truncated-dimensions", is_flag=True, help="Cut vectors of any model.")
 @click.option("--no-docs", is_flag=True, help="Serve no OpenAPI document.")
 @click.option("--no-metrics", is_flag=True, help="Serve no /metrics.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is written to stderr, as JSON lines.",
+)
+@_foreign
 def serve(**given: Any) -> int:
     """Serve models over HTTP as OpenAI does.
 
@@ -120,29 +140,54 @@ def serve(**given: Any) -> int:
     vecmill serve --model ./bge-small --repository ./models --host 0.0.0.0
     vecmill serve --upstream azure:my-embeddings
     """  # noqa: D301 - the character by which click keeps the lines
-    settings = load_settings()
-    options = options_of(given, settings)
-    logging.getLogger("vecmill").setLevel(logging.INFO)
+    start = start_of(given, load_settings(), port_given=_was_given("port"))
     from vecmill.server.app import create_app
     from vecmill.server.run import serve as run
 
-    app = create_app(options, settings=settings)
-    for line in directions(options):
-        tell(line)
-    run(app)
+    app = create_app(start.options, settings=start.settings)
+    for note in start.notes:
+        tell(note)
+
+    def on_start(origin: str) -> None:
+        for line in directions(start.options, origin):
+            tell(line)
+
+    run(app, on_start=on_start, log_level=start.log_level or given["log_level"])
     return 0
 
 
-def options_of(given: dict[str, Any], settings: Settings) -> Options:
-    """Return what the flags say.
+def _was_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not None and source is not ParameterSource.DEFAULT
+
+
+def start_of(given: Mapping[str, Any], settings: Settings, *, port_given: bool = False) -> Start:
+    """Return what the flags say, ours and OpenVINO Model Server's.
 
     Raises:
         InputError: They contradict each other.
-        ConfigError: The address is reachable from elsewhere and nobody said that keys are not wanted.
+        ConfigError: A file is missing, or the address is reachable from elsewhere and nobody said that keys
+            are not wanted.
+    """
+    foreign = {name: given.get(f"ovms_{name}") for name in (*ovms.VALUES, *ovms.SWITCHES, *ovms.MEANINGLESS)}
+    naming = [name for name in ovms.NAMING if foreign[name] is not None]
+    if naming and (given["models"] or given["upstreams"] or given["repository"]):
+        raise InputError(f"--{naming[0]} says what is served: leave --model, --upstream and --repository out")
+    grpc_port = given["port"] if port_given and foreign["rest_port"] is not None else None
+    start = ovms.understand(foreign, options_of(given), settings, grpc_port=grpc_port)
+    closed = _closed(start.options, settings, open_to_all=given["insecure_no_keys"])
+    return replace(start, options=closed)
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """Return what our own flags say.
+
+    Raises:
+        InputError: They contradict each other.
     """
     from vecmill.server.options import Options
 
-    options = Options(
+    return Options(
         host=given["host"],
         port=given["port"],
         models=_sources(given),
@@ -167,7 +212,6 @@ def options_of(given: dict[str, Any], settings: Settings) -> Options:
         metrics=not given["no_metrics"],
         limits=_limits(given["limits"]),
     )
-    return _closed(options, settings, open_to_all=given["insecure_no_keys"])
 
 
 def source_of(given: str, **more: Any) -> ModelSource:
@@ -188,22 +232,25 @@ def source_of(given: str, **more: Any) -> ModelSource:
     return ModelSource(name, spec, **more)
 
 
-def directions(options: Options) -> list[str]:
+def directions(options: Options, origin: str) -> list[str]:
     """Return what is served where, for the terminal."""
-    scheme = "https" if options.tls_cert else "http"
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    port = str(options.port) if options.port else "…"
-    names = [source.name for source in options.models]
+    served = [source.name for source in options.models]
     if options.repository is not None:
-        names.append(f"every model of {options.repository}")
-    keys = "required" if options.require_keys else "required once one exists (vecmill key add)"
+        served.append(f"every model of {options.repository}")
+    if options.insecure_no_keys:
+        keys = "no key is asked for"
+    elif options.require_keys or options.key_hashes or options.oidc_issuer:
+        keys = "a key is asked for"
+    else:
+        keys = "no key is asked for while none exists (vecmill key add)"
+    cores = machine.usable_cores()
     return [
-        f"serving {', '.join(names)} at {scheme}://{host}:{port}/v1",
-        f"  cores {machine.usable_cores()}, keys {keys}; Ctrl-C stops",
+        f"serving {', '.join(served)} at {origin}/v1",
+        f"  {cores} core{'s' if cores != 1 else ''}; {keys}; Ctrl-C stops",
     ]
 
 
-def _sources(given: dict[str, Any]) -> tuple[ModelSource, ...]:
+def _sources(given: Mapping[str, Any]) -> tuple[ModelSource, ...]:
     said = {
         name: given[name]
         for name in ("pooling", "normalize", "streams", "device", "precision", "max_tokens", "long_text")
@@ -230,7 +277,7 @@ def _closed(options: Options, settings: Settings, *, open_to_all: bool) -> Optio
     if is_loopback(options.host):
         return options
     keys = options.keys_file or settings.home / "keys.json"
-    if not keys.is_file() and options.oidc_issuer is None:
+    if not keys.is_file() and options.oidc_issuer is None and not options.key_hashes:
         raise ConfigError(
             f"{options.host} is reachable from other machines and there is no key at {keys}: make one with "
             "`vecmill key add NAME`, name an issuer of tokens (--oidc-issuer), or let everybody in with "

@@ -189,6 +189,32 @@ def read_config(path: Path) -> list[Entry]:
     return entries
 
 
+def read_plugin_config(given: Any, where: str) -> tuple[int | None, tuple[str, ...]]:
+    """Return the streams a `plugin_config` asks for, and the names of what else stands there.
+
+    Args:
+        given: An object, or its JSON.
+        where: Names the place in messages.
+
+    Raises:
+        CorruptFileError: It is no object of names and values.
+        InputError: NUM_STREAMS is no whole number above 0.
+    """
+    if not given:
+        return None, ()
+    config = _embedded_json(given, where) if isinstance(given, str) else given
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{where}: plugin_config is not an object of names and values")
+    streams: int | None = None
+    asked = config.get("NUM_STREAMS")
+    if asked is not None and str(asked).upper() != "AUTO":
+        if not str(asked).isdigit() or int(str(asked)) < 1:
+            raise InputError(f"{where}: NUM_STREAMS {asked!r} is no whole number above 0")
+        streams = int(str(asked))
+    known = (*_PLUGIN, *_HINTS)
+    return streams, tuple(f"plugin_config.{name}" for name in config if name not in known)
+
+
 def parse(text: str, *, where: str) -> Message:
     """Read a text-proto message.
 
@@ -230,7 +256,7 @@ def _entry(given: Any, path: Path, kind: str) -> Entry:
 def _said_of(given: Mapping[str, Any], *, where: str) -> tuple[Said, tuple[str, ...]]:
     """Return what an entry of config.json or subconfig.json says, and which versions it wants."""
     device = given.get("target_device")
-    streams, ignored = _plugin(given.get("plugin_config"), where)
+    streams, ignored = read_plugin_config(given.get("plugin_config"), where)
     policy = given.get("model_version_policy") or {}
     policy = _embedded_json(policy, where) if isinstance(policy, str) else policy
     versions: tuple[str, ...] = ()
@@ -291,7 +317,7 @@ def _of_calculator(values: Message, path: Path) -> Said:
     for name in ("normalize_embeddings", "truncate"):
         if not isinstance(last.get(name, True), bool):
             raise InputError(f"{path}: {name} is true or false, not {last[name]!r}")
-    streams, ignored = _plugin(last.get("plugin_config"), str(path))
+    streams, ignored = read_plugin_config(last.get("plugin_config"), str(path))
     unknown = tuple(name for name in values if name not in _KNOWN)
     device, models_path = last.get("target_device"), last.get("models_path")
     return Said(
@@ -303,23 +329,6 @@ def _of_calculator(values: Message, path: Path) -> Said:
         streams=streams,
         ignored=(*unknown, *ignored),
     )
-
-
-def _plugin(given: Any, where: str) -> tuple[int | None, tuple[str, ...]]:
-    """Return the streams a `plugin_config` asks for, and the names of what else stands there."""
-    if not given:
-        return None, ()
-    config = _embedded_json(given, where) if isinstance(given, str) else given
-    if not isinstance(config, dict):
-        raise CorruptFileError(f"{where}: plugin_config is not an object of names and values")
-    streams: int | None = None
-    asked = config.get("NUM_STREAMS")
-    if asked is not None and str(asked).upper() != "AUTO":
-        if not str(asked).isdigit() or int(str(asked)) < 1:
-            raise InputError(f"{where}: NUM_STREAMS {asked!r} is no whole number above 0")
-        streams = int(str(asked))
-    known = (*_PLUGIN, *_HINTS)
-    return streams, tuple(f"plugin_config.{name}" for name in config if name not in known)
 
 
 def _embedded_json(text: str, where: str) -> Any:
