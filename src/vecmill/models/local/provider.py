@@ -201,7 +201,7 @@ class LocalProvider:
         stop = threading.Event()
 
         def report(texts: int, tokens: int) -> None:
-            if not stop.is_set():
+            if advance is not no_advance and not stop.is_set():  # waking the loop costs a short text dearly
                 loop.call_soon_threadsafe(advance, texts, tokens)
 
         try:
