@@ -350,8 +350,11 @@ class Batcher:
         finally:
             self.stats.busy_seconds += loop.time() - batch.begun
             del self._running[batch]
-            self._pump()  # the next batch is on its way while this one is handed out
-        loop.call_soon(self._hand_out, pieces, found)
+            self._pump()
+        if self._running:  # first the next batch: it starts in this turn of the loop
+            loop.call_soon(self._hand_out, pieces, found)
+        else:
+            self._hand_out(pieces, found)
         if isinstance(found, KeyboardInterrupt | SystemExit):
             raise found
 
