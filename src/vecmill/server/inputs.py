@@ -61,20 +61,20 @@ class Work:
 
     Attributes:
         encoded: p pieces, none above the model's limit.
-        counts: (n,) int64 pieces of each input; all 1 unless long texts are averaged.
-        weights: (p,) int64 tokens of each piece without specials and prefix.
+        tokens: Tokens of all of them.
+        counts: (n,) int64 pieces of each input; None: one each.
+        weights: (p,) int64 tokens of each piece without specials and prefix; None: inputs are one piece each.
         cut: Inputs that lost text.
     """
 
     encoded: Encoded
-    counts: IntArray
-    weights: IntArray
+    tokens: int
+    counts: IntArray | None = None
+    weights: IntArray | None = None
     cut: tuple[int, ...] = ()
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are embedded."""
-        return int(self.encoded.tokens.sum())
+    def __len__(self) -> int:
+        return len(self.encoded) if self.counts is None else len(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +305,7 @@ class _Reader:
     def fit(self, texts: Sequence[str], rows: Sequence[int], encoded: Encoded) -> _Part:
         """Do with long texts what was asked."""
         limit = self.provider.info.max_tokens
-        if not len(encoded) or int(encoded.tokens.max()) <= limit:
+        if max(_few(encoded.tokens), default=0) <= limit:
             return _Part(rows, encoded)
         long = np.flatnonzero(encoded.tokens > limit).tolist()
         match self.asked.long_text:
@@ -347,20 +347,29 @@ class _Reader:
 def _whole(parts: list[_Part], limits: Limits) -> Work:
     """Put the parts of a request together, in the order of its inputs."""
     encoded = parts[0].encoded if len(parts) == 1 else join([part.encoded for part in parts])
-    refuse_tokens(int(encoded.tokens.sum()), limits)
+    total = sum(_few(encoded.tokens))
+    refuse_tokens(total, limits)
+    if len(parts) == 1 and parts[0].counts is None:
+        return Work(encoded, total, cut=parts[0].cut)
     rows = [row for part in parts for row in part.rows]
-    if any(part.counts is not None for part in parts):
-        counts = np.array([n for p in parts for n in (p.counts or [1] * len(p.rows))], dtype=np.int64)
-        listed = [p.weights if p.weights is not None else p.encoded.tokens.tolist() for p in parts]
-        weights = np.array([weight for part in listed for weight in part], dtype=np.int64)
-    else:
-        counts, weights = np.ones(len(rows), dtype=np.int64), encoded.tokens
-    if len(parts) > 1 and rows != sorted(rows):
+    counts = np.array([n for p in parts for n in (p.counts or [1] * len(p.rows))], dtype=np.int64)
+    listed = [p.weights if p.weights is not None else p.encoded.tokens.tolist() for p in parts]
+    weights = np.array([weight for part in listed for weight in part], dtype=np.int64)
+    if rows != sorted(rows):
         owner = np.repeat(np.array(rows), counts)
         order = np.argsort(owner, kind="stable")
         encoded, weights = encoded.take(order), weights[order]
         counts = counts[np.argsort(rows)]
-    return Work(encoded, counts, weights, tuple(sorted(row for part in parts for row in part.cut)))
+    cut = tuple(sorted(row for part in parts for row in part.cut))
+    if len(encoded) == len(counts):
+        return Work(encoded, total, cut=cut)
+    return Work(encoded, total, counts, weights, cut)
+
+
+def _few(counts: IntArray) -> list[int]:
+    """Return counts for Python's sum and max, which are faster than NumPy's for what one request has."""
+    found: list[int] = counts.tolist()
+    return found
 
 
 # Token ids.

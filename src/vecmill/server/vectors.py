@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
@@ -20,6 +21,9 @@ from vecmill.server.inputs import Work
 from vecmill.server.served import Served
 
 T = TypeVar("T")
+
+_AT_ONCE = 200_000
+"""Components worked on without leaving the event loop: well under a millisecond."""
 
 _PATIENCE = 0.005
 """Seconds before a waiting request looks whether its client is still there; most are answered before."""
@@ -53,14 +57,20 @@ async def embed_each(call: Call, served: Served, works: Sequence[Work]) -> list[
 async def _vectors(call: Call, served: Served, work: Work) -> Vectors:
     found = await _finite(call, served, work)
     call.noted.model, call.noted.version = served.name, served.version
-    call.noted.texts += len(work.counts)
+    call.noted.texts += len(work)
     call.noted.tokens += work.tokens
     call.noted.cached += found.cached
     call.noted.truncated += len(work.cut)
-    if len(found.vectors) == len(work.counts):
+    if work.counts is None:
         return found.vectors
+    return await asyncio.to_thread(_averaged, found.vectors, work, served.info.normalized)
+
+
+def _averaged(vectors: Vectors, work: Work, normalized: bool) -> Vectors:
+    if work.counts is None or work.weights is None:
+        return vectors
     spans = tuple(Span(0, 0, weight) for weight in work.weights.tolist())
-    return average(found.vectors, Pieces(work.counts, spans, {}), normalized=served.info.normalized)
+    return average(vectors, Pieces(work.counts, spans, {}), normalized=normalized)
 
 
 async def unless_left(call: Call, work: Awaitable[T]) -> T:
@@ -125,7 +135,7 @@ async def _finite(call: Call, served: Served, work: Work) -> Batched:
         found = Batched(np.zeros((len(rows), served.info.width), dtype=np.float32))
     else:
         bad = [at for at, error in found.errors.items() if isinstance(error, BadReplyError)]
-        if not np.isfinite(found.vectors).all():
+        if not _all_finite(found.vectors):
             bad += np.flatnonzero(~np.isfinite(found.vectors).all(axis=1)).tolist()
         rows = sorted(set(bad))
     errors = {at: error for at, error in found.errors.items() if at not in rows}
@@ -140,6 +150,12 @@ async def _finite(call: Call, served: Served, work: Work) -> Batched:
     return Batched(vectors, {}, found.cached)
 
 
+def _all_finite(vectors: Vectors) -> bool:
+    """Say whether every component is finite; one product, which is NaN or infinite where one is not."""
+    flat = vectors.ravel()
+    return math.isfinite(flat @ flat) or bool(np.isfinite(flat).all())
+
+
 async def _alone(call: Call, served: Served, work: Work, at: int) -> Vectors:
     """Return the vector of one piece, (width,)."""
     try:
@@ -148,7 +164,7 @@ async def _alone(call: Call, served: Served, work: Work, at: int) -> Vectors:
         raise _failed(_owner(work, at), error) from error
     if again.errors:
         raise _failed(_owner(work, at), again.errors[0])
-    if not np.isfinite(again.vectors).all():
+    if not _all_finite(again.vectors):
         raise _failed(_owner(work, at), BadReplyError("not finite"))
     vector: Vectors = again.vectors[0]
     return vector
@@ -156,6 +172,8 @@ async def _alone(call: Call, served: Served, work: Work, at: int) -> Vectors:
 
 def _owner(work: Work, piece: int) -> int:
     """Return the input a piece belongs to."""
+    if work.counts is None:
+        return piece
     return int(np.searchsorted(np.cumsum(work.counts), piece, side="right"))
 
 
@@ -203,6 +221,10 @@ def check_dimensions(asked: int | None, info: ModelInfo, *, allow: bool) -> int:
     return asked
 
 
-def sized(vectors: Vectors, dimensions: int) -> Vectors:
-    """Return vectors (n, width) cut to (n, dimensions), unit length where they were cut."""
-    return vectors if vectors.shape[1] == dimensions else shorten(vectors, dimensions)
+async def sized(vectors: Vectors, dimensions: int) -> Vectors:
+    """Return vectors (n, width) cut to (n, dimensions), unit length where they were cut; many in a thread."""
+    if vectors.shape[1] == dimensions:
+        return vectors
+    if vectors.size <= _AT_ONCE:
+        return shorten(vectors, dimensions)
+    return await asyncio.to_thread(shorten, vectors, dimensions)

@@ -55,7 +55,7 @@ async def _answer(
         asked = Asked(role, long_text_of(request.truncate, served.long_text), options.token_ids)
         work = await encode(served.provider, request.input, asked, options.limits)
         with call.server.gate.rates.enter(call.caller.id, work.tokens) as rates:
-            vectors = sized(await embed(call, served, work), size)
+            vectors = await sized(await embed(call, served, work), size)
         said = (*_headers(served, len(work.cut), started), *rates)
     encoding = request.encoding_format or "float"
     if wants_raw(call.headers.get("accept", "")):

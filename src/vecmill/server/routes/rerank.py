@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +37,7 @@ async def rerank(call: Call) -> Answer:
         with call.server.gate.rates.enter(call.caller.id, total) as rates:
             (asking, *_), vectors = await embed_each(call, served, [query, work])
         name = served.name
-    scores = cosines(asking, vectors)
+    scores = await asyncio.to_thread(cosines, asking, vectors)
     order = np.argsort(-scores, kind="stable")[: len(documents) if top is None else top].tolist()
     shown = bool(request.return_documents)
     results = [
