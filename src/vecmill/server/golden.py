@@ -147,9 +147,9 @@ async def _consistent(provider: Provider) -> Vectors:
     n = len(PROBE_TEXTS)
     if together.shape != (n, info.width):
         raise _failed(provider, f"vectors of {together.shape[-1]} numbers instead of {info.width}")
+    if not all(np.isfinite(vectors).all() for vectors in (*alone, together, again)):
+        raise _failed(provider, "vectors that are not finite: its weights are damaged")
     for row, vector in enumerate(together):
-        if not np.isfinite(vector).all():
-            raise _failed(provider, "vectors that are not finite: its weights are damaged")
         same = (alone[row][0], again[n + row], again[n - 1 - row])
         if any(other.tobytes() != vector.tobytes() for other in same):
             raise _failed(provider, "other vectors for the same text alone, in a batch or again")

@@ -1,0 +1,114 @@
+"""Which versions a folder holds, and when they are whole."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from vecmill.server.repository import NOTHING, has_versions, look, names
+
+
+def version(folder: Path, number: str, content: str = "{}") -> Path:
+    place = folder / number
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(content)
+    return place
+
+
+def later() -> float:
+    """A clock by which every file has been left alone for long."""
+    return time.time() + 60
+
+
+def test_versions_are_whole_numbers_and_the_highest_comes_first(tmp_path: Path) -> None:
+    for name in ("1", "2", "10", "v3", "0", "01", "-1", ".4", "1_Pooling"):
+        version(tmp_path, name)
+    seen = look(tmp_path, now=later)
+    assert [found.version for found in seen.descending()] == ["10", "2", "1"]
+    assert seen.whole == {"1", "2", "10"}
+
+
+def test_a_model_folder_is_version_1_of_itself(tmp_path: Path) -> None:
+    version(tmp_path, "model")
+    (found,) = look(tmp_path / "model", now=later).descending()
+    assert (found.version, found.folder) == ("1", tmp_path / "model")
+    assert not has_versions(tmp_path / "model")
+
+
+def test_fresh_files_are_whole_only_at_the_second_look_that_finds_them_alike(tmp_path: Path) -> None:
+    place = version(tmp_path, "1")
+    first = look(tmp_path)
+    assert first.found
+    assert not first.whole
+    (place / "model.safetensors").write_bytes(b"half")
+    second = look(tmp_path, first)
+    assert not second.whole
+    third = look(tmp_path, second)
+    assert third.whole == {"1"}
+
+
+def test_a_file_that_grows_between_looks_is_never_whole(tmp_path: Path) -> None:
+    place = version(tmp_path, "1")
+    seen = NOTHING
+    for size in range(1, 5):
+        (place / "model.safetensors").write_bytes(b"x" * size)
+        seen = look(tmp_path, seen)
+        assert not seen.whole
+
+
+def test_a_folder_renamed_into_place_is_whole_at_once(tmp_path: Path) -> None:
+    place = version(tmp_path / "elsewhere", "1")
+    written = (place / "config.json").stat().st_ctime
+    (tmp_path / "model").mkdir()
+    place.rename(tmp_path / "model" / "1")
+    seen = look(tmp_path / "model", now=lambda: written + 1.5)
+    assert seen.whole == {"1"}
+
+
+def test_an_empty_folder_is_no_version(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    assert not look(tmp_path, now=later).found
+    assert not look(tmp_path / "missing", now=later).found
+
+
+def test_other_files_are_another_stamp(tmp_path: Path) -> None:
+    place = version(tmp_path, "1")
+    before = look(tmp_path, now=later).found["1"]
+    assert look(tmp_path, now=later).found["1"].stamp == before.stamp
+    (place / "config.json").write_text("[]")
+    after = look(tmp_path, now=later).found["1"]
+    assert after.stamp != before.stamp
+
+
+def test_names_may_have_one_slash_and_nothing_odd(tmp_path: Path) -> None:
+    for name in ("plain", "org/model", ".hidden", "bad name", "org/..x", "a/b/c"):
+        version(tmp_path / name, "1")
+    version(tmp_path, "single")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    assert list(names(tmp_path)) == ["org/model", "plain", "single"]
+
+
+def test_the_older_layout_of_openvino_model_server_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "Alibaba-NLP" / "gte"
+    version(folder / "embeddings", "1")
+    version(folder / "tokenizer", "1")
+    (folder / "graph.pbtxt").write_text("")
+    assert list(names(tmp_path)) == ["Alibaba-NLP/gte"]
+    before = look(folder, now=later).found["1"]
+    assert before.folder == folder / "embeddings" / "1"
+    (folder / "tokenizer" / "1" / "config.json").write_text("[1]")
+    assert look(folder, now=later).found["1"].stamp != before.stamp
+
+
+def test_a_repository_that_is_not_there_says_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing"):
+        names(tmp_path / "missing")
+
+
+def test_a_link_that_leads_upwards_ends(tmp_path: Path) -> None:
+    place = version(tmp_path, "1")
+    (place / "loop").symlink_to(tmp_path)
+    assert look(tmp_path, now=later).whole == {"1"}
