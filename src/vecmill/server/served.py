@@ -186,6 +186,8 @@ class ServedModels:
         """Return a leased version, or None where it has to be brought back first."""
         model = self._names.get(name)
         if model is None:
+            if not (self._started and self._searched):  # its name may still come
+                raise unavailable(self.trouble(), "model_loading", seconds=1.0)
             raise unknown_model(name)
         served = model.current
         if served is None:
