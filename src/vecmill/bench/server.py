@@ -41,6 +41,8 @@ from vecmill.models.resolve import open_model
 
 OWN = "vecmill serve"
 ENGINE = "vecmill in one process"
+CALLS = f"{ENGINE}, as many a call"
+"""As many texts a call as there are clients: what can be batched at all, without HTTP."""
 INFINITY = "infinity"
 MODEL = "minilm"
 CLIENTS = 32
@@ -262,9 +264,9 @@ class _Bench:
         self._agree()
         self.ceiling = self._ceiling()
         chance = random.Random(self.plan.seed)  # noqa: S311 - an order
-        self.rounds = {name: _Rounds() for name in [*self.servers, ENGINE]}
+        self.rounds = {name: _Rounds() for name in [*self.servers, ENGINE, CALLS]}
         for number in range(self.plan.rounds + 1):
-            names = [*self.servers, ENGINE]
+            names = [*self.servers, ENGINE, CALLS]
             names += ["alone"] if self.plan.alone else []
             names += ["overload"] if self.plan.overload and number else []
             chance.shuffle(names)
@@ -278,11 +280,13 @@ class _Bench:
             self._one_by_one(keep=keep)
         elif name == "overload":
             self._press(self.plan.seed + number)
-        elif name == ENGINE:
-            timing = self.engine.embed(self._texts_file())
+        elif name in (ENGINE, CALLS):
+            call = self.plan.clients if name == CALLS else None
+            found = self.engine.ask({"do": "embed", "texts": str(self._texts_file()), "call": call})
+            self.engine.rss_bytes = found["rss_bytes"]
             if keep:
-                self.rounds[name].wall.append(timing.wall)
-                self.rounds[name].cpu.append(timing.cpu)
+                self.rounds[name].wall.append(found["wall"])
+                self.rounds[name].cpu.append(found["cpu"])
         else:
             self._serve(name, keep=keep)
 
@@ -464,6 +468,9 @@ class _Bench:
         found = [Comparison(name, ratio(engine.wall, own.wall), least=LEAST_OF_ENGINE)]
         if own.cpu:
             found.append(Comparison(f"{OWN} : {ENGINE}, texts a CPU second", ratio(engine.cpu, own.cpu)))
+            calls = self.rounds[CALLS]
+            name = f"{OWN} : {CALLS}, texts a CPU second"
+            found.append(Comparison(name, ratio(calls.cpu, own.cpu)))
         if INFINITY in self.rounds:
             peer = self.rounds[INFINITY]
             name = f"{OWN} : {INFINITY}, texts a second"

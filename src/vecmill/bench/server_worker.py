@@ -5,6 +5,7 @@ A script: `python -P server_worker.py engine|echo OPTIONS`, JSON lines on its pi
 client and loopback alone cost. Requests:
 
     {"do": "embed", "texts": FILE}          -> {"wall": s, "cpu": s, "rss_bytes": n, "tokens": n}
+                                               with "call": n, so many texts a call, else all in one
     {"do": "save", "to": FILE}              -> {"saved": n}        vectors of the last "embed", as npy
     {"do": "alone", "text": T, "times": n}  -> {"seconds": [s, …]} one call after the other
     {"do": "answer", "file": FILE}          -> {"port": p}         of the echo: what to answer
@@ -40,19 +41,21 @@ class Engine:
         """Do what a request says."""
         match request["do"]:
             case "embed":
-                return self._embed(json.loads(Path(request["texts"]).read_text("utf-8")))
+                texts = json.loads(Path(request["texts"]).read_text("utf-8"))
+                return self._embed(texts, request.get("call") or len(texts))
             case "alone":
                 return {"seconds": self._alone(request["text"], request["times"])}
             case _:
                 np.save(request["to"], self._vectors)
                 return {"saved": len(self._vectors)}
 
-    def _embed(self, texts: list[str]) -> dict[str, Any]:
+    def _embed(self, texts: list[str], call: int) -> dict[str, Any]:
         cpu, wall = time.process_time(), time.perf_counter()
-        found = self._embedder.embed(texts)
+        found = [self._embedder.embed(texts[at : at + call]) for at in range(0, len(texts), call)]
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        self._vectors = found.vectors
-        return {"wall": wall, "cpu": cpu, "rss_bytes": worker.peak_bytes(), "tokens": found.usage.tokens}
+        self._vectors = np.concatenate([one.vectors for one in found])
+        tokens = sum(one.usage.tokens for one in found)
+        return {"wall": wall, "cpu": cpu, "rss_bytes": worker.peak_bytes(), "tokens": tokens}
 
     def _alone(self, text: str, times: int) -> list[float]:
         seconds = []

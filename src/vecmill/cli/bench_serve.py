@@ -238,6 +238,14 @@ def serve(out: str | None, **given: Any) -> int:
     show_default=True,
     help="Texts of a request of the overload.",
 )
+@_flag(
+    "deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds an answer of the overload is worth something.",
+)
 @_flag("seed", type=int, default=0, show_default=True, help="Of texts, order, arrivals and intervals.")
 @click.option(
     "-o",

@@ -9,7 +9,7 @@ import pytest
 
 from vecmill.bench import server
 from vecmill.bench.serve_shapes import Shape
-from vecmill.bench.server import ENGINE, OWN, Plan
+from vecmill.bench.server import CALLS, ENGINE, OWN, Plan
 from vecmill.bench.server_processes import ServerCommand, ServerProcess
 from vecmill.bench.server_report import Comparison, Report, render
 from vecmill.core.errors import InputError, ProviderError
@@ -43,7 +43,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, dict[str
 
 def test_every_load_is_measured_in_every_round(measured: tuple[Report, dict[str, Any]]) -> None:
     report, record = measured
-    assert [part.name for part in report.parts] == [OWN, ENGINE]
+    assert [part.name for part in report.parts] == [OWN, ENGINE, CALLS]
     assert all(len(part.wall) == 2 and min(part.wall) > 0 for part in report.parts)
     assert len(report.starts[OWN]) == 1
     assert report.overload is not None
