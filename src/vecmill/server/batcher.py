@@ -31,6 +31,12 @@ _HOPELESS = 1.5
 _LOOK_EVERY = 0.005
 """Seconds between two looks at what has expired."""
 
+_SMALLEST = 1024
+"""Padded tokens a batch may always have: fewer cost throughput."""
+
+_FIRST = 2048
+"""Padded tokens of a batch whose time is bounded, before anything was measured."""
+
 _ANY = 1 << 62
 
 _INTERRUPTED = "the model was stopped while it computed: try again"
@@ -105,6 +111,8 @@ class Batcher:
         at_once: Batches on their way at once: 1 for a model that computes here, more for one that is asked.
         linger: Seconds to wait for company where `at_once` allows more and another batch is on its way.
         max_texts: Texts of one batch; None: any number.
+        batch_seconds: A batch is made smaller than `limits.batch_tokens` where it would take longer, by the
+            measured rate; for models that compute here, whose next batch waits for it. None: never.
 
     Attributes:
         stats: What it has done.
@@ -118,12 +126,14 @@ class Batcher:
         at_once: int = 1,
         linger: float = 0.0,
         max_texts: int | None = None,
+        batch_seconds: float | None = None,
     ) -> None:
         self._supply = supply
         self._limits = limits
         self._at_once = max(at_once, 1)
         self._linger = linger
         self._most = _ANY if max_texts is None else max(max_texts, 1)
+        self._batch_seconds = batch_seconds
         self._turns = Turns()
         self._pace = Pace(self._at_once)
         self._running: dict[_Batch, asyncio.Task[None]] = {}
@@ -150,6 +160,14 @@ class Batcher:
     def rate(self) -> float | None:
         """Padded tokens a second the model was measured to compute; None before its first batch."""
         return self._pace.rate
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens the next batch may have."""
+        most, rate = self._limits.batch_tokens, self._pace.rate
+        if self._batch_seconds is None:
+            return most
+        return min(most, _FIRST if rate is None else max(int(rate * self._batch_seconds), _SMALLEST))
 
     async def vectors(self, work: Encoded, *, key: str, deadline: float) -> Batched:
         """Return the vectors of one request's texts.
@@ -249,7 +267,7 @@ class Batcher:
         begun = self._on_the_way(now, rate)
         left, most, cost = request.deadline - now, limits.queue_seconds, request.cost
         # It may be overtaken by as many tokens as it has, and is answered with the others of its batch.
-        own = 2 * cost + min(limits.batch_tokens, waiting + cost)
+        own = 2 * cost + min(self.batch_tokens, waiting + cost)
         if begun + waiting / rate <= most and begun + (waiting + own) / rate <= left:
             return  # the usual case: even behind all that waits
         first, last = (begun + tokens / rate for tokens in self._turns.ahead(request.key, cost))
@@ -284,14 +302,14 @@ class Batcher:
             if self._lingers(now, loop):
                 return
             usable = partial(self._usable, now=now)
-            pieces = self._turns.take(self._limits.batch_tokens, self._most, usable)
+            pieces = self._turns.take(self.batch_tokens, self._most, usable)
             self._since = now if self._turns.tokens else None
             if pieces:
                 self._begin(pieces, now, loop)
 
     def _lingers(self, now: float, loop: asyncio.AbstractEventLoop) -> bool:
         """Say whether what waits should wait for company, and look again when it has."""
-        if not self._running or self._linger <= 0 or self._turns.tokens >= self._limits.batch_tokens:
+        if not self._running or self._linger <= 0 or self._turns.tokens >= self.batch_tokens:
             return False
         until = (now if self._since is None else self._since) + self._linger
         if until <= now or self._turns.texts >= self._most:
@@ -306,7 +324,7 @@ class Batcher:
         """
         left, rate, others = request.deadline - now, self._pace.rate, self._turns.tokens - request.left
         if left > 0 and rate is not None:
-            batch = min(self._limits.batch_tokens, self._turns.tokens) if others else 0
+            batch = min(self.batch_tokens, self._turns.tokens) if others else 0
             rest = request.left / _HOPELESS if request.taken else 0
             if max(batch, rest) <= rate * left:
                 return True
