@@ -20,6 +20,10 @@ _CHUNK = 4096
 """Texts per call of the backend: enough to keep its threads busy, little enough to bound memory."""
 
 
+_QUICK = 8192
+"""Characters, or tokens, up to which a call of the backend that stops all other threads is taken: 2 ms."""
+
+
 class Tokenizer:
     """A model's tokenizer with padding and truncation switched off.
 
@@ -166,7 +170,7 @@ class Tokenizer:
         """Return the characters at which to cut, from 0 to the text's length."""
         lowered = _lower_in_place(text) if self._lowercase else text
         encoding = self._encode_one(lowered)
-        borders = _borders(text, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), encoding.word_ids)
+        borders = _borders(text, _places(encoding), encoding.word_ids)
         cuts, at, count = [0], 0, len(borders.starts)
         while count - at > room:
             cut = borders.last(at + 1, at + room)
@@ -177,11 +181,13 @@ class Tokenizer:
 
     def _offsets(self, text: str) -> npt.NDArray[np.int64]:
         lowered = _lower_in_place(text) if self._lowercase else text
-        return np.array(self._encode_one(lowered).offsets, dtype=np.int64).reshape(-1, 2)
+        return _places(self._encode_one(lowered))
 
     def _encode_one(self, text: str) -> Any:
         try:
-            return self._backend.encode(text, add_special_tokens=False)
+            if len(text) <= _QUICK:
+                return self._backend.encode(text, add_special_tokens=False)
+            return self._backend.encode_batch([text], add_special_tokens=False)[0]
         except (TypeError, UnicodeEncodeError) as error:
             raise _unencodable([text], 0) from error
 
@@ -251,6 +257,15 @@ class _Borders:
                 return int(borders[high])
         later = np.flatnonzero(self.token[high:] > high)
         return high + int(later[0]) if len(later) else len(self.starts) - 1
+
+
+def _places(encoding: Any) -> npt.NDArray[np.int64]:
+    """Return the characters each token stands for, (tokens, 2) int64: first, and one after the last."""
+    count = len(encoding)
+    if count <= _QUICK:
+        return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    places = chain.from_iterable(encoding.token_to_chars(at) for at in range(count))
+    return np.fromiter(places, dtype=np.int64, count=2 * count).reshape(-1, 2)
 
 
 def _borders(text: str, offsets: npt.NDArray[np.int64], word_ids: list[int | None]) -> _Borders:

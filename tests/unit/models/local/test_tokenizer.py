@@ -182,3 +182,20 @@ def test_long_line_is_split_in_time_linear_in_its_length(monkeypatch: pytest.Mon
     text = re.sub(r"\s+", " ", PROSE * 80)[:300_000]
     assert len(tokenizer.split(text, max_tokens=256)) > 250
     assert sum(seen) <= 3 * len(text)  # characters tokenized
+
+
+@pytest.mark.parametrize("text", ["naïve 漢字 🌊 \u0301x  y\n", "a-b, c's don't.  "])
+def test_long_texts_are_read_as_short_ones_without_stopping_other_threads(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer(BUILTIN_FOLDER / "tokenizer.json")
+    whole = text * 300
+    ids = tokenizer.encode([whole]).ids
+    assert ids is not None
+
+    def read() -> tuple[Any, Any]:
+        return tokenizer.split(whole, max_tokens=50), tokenizer.truncate(whole, ids[0], 50)[0]
+
+    short = read()
+    monkeypatch.setattr("vecmill.models.local.tokenizer._QUICK", 10)
+    assert read() == short
