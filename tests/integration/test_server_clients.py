@@ -22,7 +22,8 @@ from vecmill.server.access import Right
 from vecmill.server.keys import KeyFile
 
 harness = runpy.run_path(str(Path(__file__).parent / "server_clients" / "harness.py"))
-serving, run_client, openai_folders = (harness[n] for n in ("serving", "run_client", "openai_folders"))
+serving, vecmill_serve = harness["serving"], harness["vecmill_serve"]
+run_client, openai_folders = harness["run_client"], harness["openai_folders"]
 
 TEXTS = [
     "the cat sat on the mat",
@@ -44,8 +45,7 @@ def expected() -> Vectors:
 
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
-    models = [{"name": name, "spec": "minilm"} for name in ("minilm", SLASHED)]
-    with serving(models=models) as running:
+    with vecmill_serve("--model", "minilm", "--model", f"{SLASHED}=minilm") as running:
         yield running.origin
 
 

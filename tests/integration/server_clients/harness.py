@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import os
 import signal
@@ -25,9 +24,6 @@ FOLDER = Path(__file__).resolve().parent
 
 PATIENCE = 120.0
 """Seconds until something that should happen is given up: no test expects it to take long."""
-
-HAS_COMMAND = importlib.util.find_spec("vecmill.cli.serve") is not None
-"""Whether `vecmill serve` exists."""
 
 
 @dataclass(slots=True)
@@ -73,6 +69,7 @@ def vecmill_serve(
     """Run `vecmill serve ARGUMENTS` and wait until it is ready."""
     port = free_port() if port is None else port
     command = [sys.executable, "-m", "vecmill", "serve", *arguments, "--port", str(port)]
+    command += ["--limit", "drain_notice_seconds=0.01"]  # nobody balances load here
     with _process(command, env, interrupt=True) as (process, log):
         running = Serving(f"http://127.0.0.1:{port}", process, log)
         wait_ready(running)
