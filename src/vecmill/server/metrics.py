@@ -7,16 +7,13 @@ somebody asks for them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from vecmill.core.extras import require
 from vecmill.server.call import Noted
 
 if TYPE_CHECKING:
-    from prometheus_client.core import Metric as Family
-
-    from vecmill.server.app import Server
+    from vecmill.server.families import Now
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the request histogram's buckets."""
@@ -24,10 +21,11 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 MAX_SERIES = 4096
 """Combinations of route, model and status counted apart; later ones are counted as model "other"."""
 
-_Key: TypeAlias = tuple[str, str, int]
+Key: TypeAlias = tuple[str, str, int]
+"""Route, model, status."""
 
 
-class _Count:
+class Count:
     """What one combination of route, model and status adds up to."""
 
     __slots__ = ("buckets", "cached", "requests", "retries", "seconds", "texts", "tokens", "truncated")
@@ -42,7 +40,7 @@ class _Count:
         self.seconds = 0.0
         self.buckets = [0] * (len(SECONDS) + 1)
 
-    def add(self, other: _Count) -> None:
+    def add(self, other: Count) -> None:
         """Add another's numbers."""
         self.requests += other.requests
         self.retries += other.retries
@@ -68,7 +66,7 @@ class Metrics:
         self.running = 0
         self.connections = 0
         self.accepted = 0
-        self._counts: dict[_Key, _Count] = {}
+        self._counts: dict[Key, Count] = {}
         self._refused: dict[str, int] = {}
 
     def request(self, route: str, status: int, seconds: float, noted: Noted, *, retries: int = 0) -> None:
@@ -97,109 +95,28 @@ class Metrics:
         """Count a connection or request that ended before it reached a route; `reason` is a word of ours."""
         self._refused[reason] = self._refused.get(reason, 0) + 1
 
-    def render(self, server: Server | None = None) -> bytes:
+    def render(self, now: Now | None = None) -> bytes:
         """Return everything in Prometheus' text format; milliseconds of work, made for a thread.
 
         Args:
-            server: Whose models are asked for their state; None leaves them out.
+            now: State of server and models, taken on the loop; None leaves it out.
 
         Raises:
             MissingExtraError: prometheus-client is not installed.
         """
-        client = require("prometheus_client", extra="serve")
-        registry = client.CollectorRegistry(auto_describe=False)
-        registry.register(_Scrape(self, server))
-        text: bytes = client.generate_latest(registry)
-        return text
+        from vecmill.server.families import written  # needs prometheus-client, which only this does
 
-    def _new(self, route: str, model: str, status: int) -> _Count:
+        return written(self, now)
+
+    def _new(self, route: str, model: str, status: int) -> Count:
         if len(self._counts) >= MAX_SERIES:
             model = "other"
-        return self._counts.setdefault((route, model, status), _Count())
+        return self._counts.setdefault((route, model, status), Count())
 
-    def counts(self) -> Mapping[_Key, _Count]:
+    def counts(self) -> Mapping[Key, Count]:
         """Return what was counted by (route, model, status); a copy that no request changes in size."""
         return dict(self._counts)
 
     def refusals(self) -> Mapping[str, int]:
         """Return how many were refused, by reason."""
         return dict(self._refused)
-
-
-class _Scrape:
-    """One rendering; what prometheus-client calls a collector."""
-
-    def __init__(self, metrics: Metrics, server: Server | None) -> None:
-        self._metrics = metrics
-        self._server = server
-
-    def describe(self) -> Iterable[Family]:
-        """Say nothing: names are made when they are asked for."""
-        return ()
-
-    def collect(self) -> Iterator[Family]:
-        """Return every family."""
-        yield from _requests(self._metrics)
-        yield from _process()
-
-
-def _requests(metrics: Metrics) -> Iterator[Family]:
-    core = require("prometheus_client.core", extra="serve")
-    counts = metrics.counts()
-    requests = core.CounterMetricFamily(
-        "vecmill_requests",
-        "Requests answered; status 499: the client left.",
-        labels=("route", "model", "status"),
-    )
-    joined: dict[tuple[str, str], _Count] = {}
-    for (route, model, status), count in counts.items():
-        requests.add_metric((route, model, str(status)), count.requests)
-        joined.setdefault((route, model), _Count()).add(count)
-    yield requests
-    seconds = core.HistogramMetricFamily(
-        "vecmill_request_seconds",
-        "From the end of the headers to the end of the answer.",
-        labels=("route", "model"),
-    )
-    for labels, count in joined.items():
-        seconds.add_metric(labels, _cumulated(count.buckets), count.seconds)
-    yield seconds
-    for name, says in _SUMS.items():
-        family = core.CounterMetricFamily(f"vecmill_{name}", says, labels=("route", "model"))
-        for labels, count in joined.items():
-            family.add_metric(labels, getattr(count, name))
-        yield family
-    yield core.GaugeMetricFamily("vecmill_requests_running", "Requests being answered now.", metrics.running)
-    yield core.GaugeMetricFamily("vecmill_connections", "Open connections.", metrics.connections)
-    yield core.CounterMetricFamily("vecmill_connections_accepted", "Connections so far.", metrics.accepted)
-    refused = core.CounterMetricFamily(
-        "vecmill_refused",
-        "Connections and requests that ended before they reached a route.",
-        labels=("reason",),
-    )
-    for reason, number in metrics.refusals().items():
-        refused.add_metric((reason,), number)
-    yield refused
-
-
-_SUMS = {
-    "texts": "Texts asked for.",
-    "tokens": "Tokens of these texts.",
-    "cached": "Texts that cost nothing: computed or paid for earlier.",
-    "truncated": "Texts that were cut.",
-    "retries": "Requests that say they are another try.",
-}
-
-
-def _cumulated(buckets: Iterable[int], bounds: Iterable[float] = SECONDS) -> list[tuple[str, float]]:
-    total = 0.0
-    found = []
-    for bound, number in zip((*map(str, bounds), "+Inf"), buckets, strict=True):
-        total += number
-        found.append((bound, total))
-    return found
-
-
-def _process() -> Iterator[Family]:
-    client = require("prometheus_client", extra="serve")
-    yield from client.ProcessCollector(registry=None).collect()

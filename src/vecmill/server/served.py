@@ -129,6 +129,11 @@ class ServedModels:
             if model.info is not None and (model.current is not None or model.evicted)
         ]
 
+    def current(self) -> list[Served]:
+        """Return the versions that answer now, by name."""
+        found = (model.current for _, model in sorted(self._models.items()))
+        return [served for served in found if served is not None]
+
     def states(self) -> Mapping[str, list[VersionState]]:
         """Return what is known of every version of every model."""
         return {name: model.state() for name, model in sorted(self._models.items())}

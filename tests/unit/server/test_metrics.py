@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from vecmill.server.call import Noted
+from vecmill.server.metrics import MAX_SERIES, SECONDS, Metrics
+
+
+def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = metrics.render().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def _by(**labels: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(labels.items()))
+
+
+def test_counts_add_up_by_route_model_and_status() -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.request("embeddings", 200, 0.004, Noted(model="m", texts=2, tokens=9, cached=1, truncated=1))
+    metrics.request("embeddings", 400, 0.001, Noted(model="m"), retries=2)
+    metrics.request("embeddings", 404, 0.001, Noted())
+    found = _samples(metrics)
+    assert found["vecmill_requests_total", _by(route="embeddings", model="m", status="200")] == 3
+    assert found["vecmill_requests_total", _by(route="embeddings", model="m", status="400")] == 1
+    assert found["vecmill_requests_total", _by(route="embeddings", model="", status="404")] == 1
+    assert found["vecmill_texts_total", _by(route="embeddings", model="m")] == 6
+    assert found["vecmill_tokens_total", _by(route="embeddings", model="m")] == 27
+    assert found["vecmill_cached_total", _by(route="embeddings", model="m")] == 3
+    assert found["vecmill_truncated_total", _by(route="embeddings", model="m")] == 3
+    assert found["vecmill_retries_total", _by(route="embeddings", model="m")] == 1
+    assert found["ovms_requests_success", _by(api="V3", interface="REST", name="m")] == 3
+    assert found["ovms_requests_fail", _by(api="V3", interface="REST", name="m")] == 1
+
+
+def test_histogram_is_cumulative_and_its_bounds_are_inclusive() -> None:
+    metrics = Metrics()
+    for seconds in (0.0005, 0.001, 0.0011, 1000.0):
+        metrics.request("r", 200, seconds, Noted(model="m"))
+    found = _samples(metrics)
+    buckets = {
+        float(dict(labels)["le"]): value
+        for (name, labels), value in found.items()
+        if name == "vecmill_request_seconds_bucket"
+    }
+    assert sorted(buckets) == [*SECONDS, math.inf]
+    assert (buckets[0.001], buckets[0.0025], buckets[60.0], buckets[math.inf]) == (2, 3, 3, 4)
+    assert found["vecmill_request_seconds_count", _by(route="r", model="m")] == 4
+    assert found["vecmill_request_seconds_sum", _by(route="r", model="m")] == pytest.approx(1000.0026)
+
+
+def test_series_are_bounded_whatever_is_counted() -> None:
+    metrics = Metrics()
+    for number in range(MAX_SERIES + 10_000):
+        metrics.request("r", 200, 0.001, Noted(model=f"m{number}"))
+    counts = metrics.counts()
+    assert len(counts) == MAX_SERIES + 1
+    assert counts["r", "other", 200].requests == 10_000
+
+
+def test_two_servers_share_nothing() -> None:
+    one, two = Metrics(), Metrics()
+    one.request("r", 200, 0.001, Noted(model="m"))
+    one.refused("headers")
+    assert ("vecmill_refused_total", _by(reason="headers")) in _samples(one)
+    assert not two.counts()
+    assert not [
+        name for name, _ in _samples(two) if name in {"vecmill_requests_total", "vecmill_refused_total"}
+    ]
+
+
+def test_process_tells_memory_time_and_files() -> None:
+    names = {name for name, _ in _samples(Metrics())}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"} <= names
