@@ -158,7 +158,7 @@ class Batcher:
 
     @property
     def rate(self) -> float | None:
-        """Padded tokens a second the model was measured to compute; None before its first batch."""
+        """Padded tokens a second the model was measured to compute; None before about a thousand."""
         return self._pace.rate
 
     @property

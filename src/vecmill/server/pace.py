@@ -5,6 +5,9 @@ from __future__ import annotations
 MEMORY = 8.0
 """Seconds of work after which a measurement counts half."""
 
+ENOUGH = 1024
+"""Padded tokens before which nothing is believed: the first texts pay for what is made on first use."""
+
 _OUTLIER = 4.0
 
 
@@ -23,15 +26,17 @@ class Pace:
         self._at_once = at_once
         self._squares = 0.0
         self._products = 0.0
+        self._tokens = 0
 
     @property
     def rate(self) -> float | None:
-        """Padded tokens a second of all batches together; None before anything was measured."""
-        return self._at_once * self._squares / self._products if self._products > 0 else None
+        """Padded tokens a second of all batches together; None before `ENOUGH` were measured."""
+        return self._at_once * self._squares / self._products if self._tokens >= ENOUGH else None
 
     def measured(self, tokens: int, seconds: float) -> None:
         """Count one batch."""
         seconds = max(seconds, 1e-6)
+        self._tokens += tokens
         if self._products > 0:
             expected = tokens * self._products / self._squares
             seconds = min(max(seconds, expected / _OUTLIER), expected * _OUTLIER)

@@ -284,6 +284,20 @@ def test_before_anything_is_measured_only_the_tokens_bound_the_queue() -> None:
     run_virtual(body())
 
 
+def test_cold_first_text_does_not_make_the_next_ones_refused() -> None:
+    async def body() -> None:
+        async def supply(work: Encoded) -> Batched:
+            await asyncio.sleep(1.0 if "cold" in work.texts else int(work.tokens.sum()) / 10_000)
+            return Batched(rows(work))
+
+        batcher = Batcher(supply, LIMITS)
+        await ask(batcher, texts("cold"))
+        await asyncio.gather(*(ask(batcher, texts(f"{i}", tokens=64)) for i in range(32)))
+        assert batcher.stats.refused == 0
+
+    run_virtual(body())
+
+
 def test_expected_wait_above_the_bound_answers_429_with_the_measured_time() -> None:
     async def body() -> None:
         batcher = Batcher(Model(), LIMITS)
@@ -304,7 +318,7 @@ def test_expected_wait_above_the_bound_answers_429_with_the_measured_time() -> N
 def test_retry_after_is_never_above_a_minute() -> None:
     async def body() -> None:
         batcher = Batcher(Model(1.0), LIMITS)
-        await ask(batcher, texts("measured"))
+        await ask(batcher, texts("measured", tokens=1024))
         first = begin(ask(batcher, texts("first", tokens=1024)))
         await asyncio.sleep(0.1)
         second = begin(ask(batcher, texts("second", tokens=1024)))
@@ -578,7 +592,7 @@ def test_batches_of_a_slow_model_are_smaller() -> None:
     async def body() -> None:
         model = Model(4096.0)
         batcher = Batcher(model, replace(LIMITS, batch_tokens=16_384), batch_seconds=0.5)
-        await ask(batcher, texts("measured", tokens=256))
+        await ask(batcher, texts("measured", tokens=1024))
         assert batcher.batch_tokens == 2048
         await ask(batcher, texts(*(f"{i}" for i in range(600)), tokens=16))
         assert {len(batch) for batch in model.batches[1:-1]} == {128}
@@ -588,12 +602,12 @@ def test_batches_of_a_slow_model_are_smaller() -> None:
 
 def test_statistics_say_what_was_done() -> None:
     async def body() -> None:
-        batcher = Batcher(Model(), LIMITS)
+        batcher = Batcher(Model(), replace(LIMITS, batch_tokens=2048))
         assert batcher.rate is None
-        await asyncio.gather(*(ask(batcher, texts("a", "b", tokens=20)) for _ in range(3)))
+        await asyncio.gather(*(ask(batcher, texts("a", "b", tokens=180)) for _ in range(3)))
         stats = batcher.stats
         assert (stats.requests, stats.begun, stats.batches) == (3, 3, 1)
-        assert (stats.batch_texts, stats.batch_tokens) == (6, 6 * 24)
-        assert batcher.rate == pytest.approx(1024 * 24 / 20)
+        assert (stats.batch_texts, stats.batch_tokens) == (6, 6 * 184)
+        assert batcher.rate == pytest.approx(1024 * 184 / 180)
 
     run_virtual(body())
