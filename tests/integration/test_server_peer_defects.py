@@ -28,6 +28,8 @@ import pytest
 from vecmill import Embedder
 from vecmill.core import tokens
 from vecmill.core.types import InputType
+from vecmill.models.base import Reply
+from vecmill.models.local.provider import LocalProvider
 from vecmill.models.resolve import open_model
 from vecmill.server.access import Right
 from vecmill.server.app import create_app
@@ -254,6 +256,23 @@ def test_13_readiness_fails_where_the_server_cannot_answer() -> None:
         assert request(origin, "GET", "/healthz").status == 200
         app.server.draining = False
         assert request(origin, "GET", "/readyz").status == 200
+
+
+def test_13_a_dead_engine_is_not_healthy_until_it_computes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dead(*asked: Any, **more: Any) -> Reply:
+        raise RuntimeError("the engine is gone")
+
+    with served_in_thread(create_app(Options())) as origin:
+        assert vectors(embed(origin, TEXT)).shape == (1, 384)
+        with monkeypatch.context() as broken:
+            broken.setattr(LocalProvider, "embed", dead)
+            got = embed(origin, TEXT)
+            assert (got.status, got.error["type"]) == (500, "server_error")
+            for path in ("/readyz", "/v2/health/ready", "/v2/models/minilm/ready"):
+                assert request(origin, "GET", path).status == 503
+            assert request(origin, "GET", "/healthz").status == 200
+        assert vectors(embed(origin, TEXT)).shape == (1, 384)
+        wait_for(lambda: request(origin, "GET", "/readyz").status == 200)
 
 
 def test_13_a_model_that_is_not_there_is_not_ready() -> None:
