@@ -25,6 +25,7 @@ from vecmill.server.options import Options
 from vecmill.server.routes import table
 from vecmill.server.routing import Route, Table
 from vecmill.server.served import ServedModels
+from vecmill.server.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Server:
         models: What is served. gate: who may ask. metrics: what is counted.
         table: The routes.
         draining: Whether the server is stopping.
+        tracer: Makes spans where tracing is on.
         started: When it began, in seconds since the epoch.
     """
 
@@ -54,6 +56,7 @@ class Server:
     metrics: Metrics
     table: Table
     draining: bool = False
+    tracer: Tracer | None = None
     started: float = field(default_factory=time.time)
 
     async def start(self) -> None:
@@ -144,6 +147,8 @@ class _Exchange:
         started = time.perf_counter()
         status = CLIENT_LEFT
         self._server.metrics.running += 1
+        tracer = self._server.tracer
+        span = None if tracer is None else tracer.begin(self._scope["method"], self._headers)
         try:
             answer = await self._answer()
             status = answer.status
@@ -159,6 +164,8 @@ class _Exchange:
             retries = self._headers.get("x-stainless-retry-count", "0")
             again = int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0
             self._server.metrics.request(route, status, seconds, self._noted, retries=again)
+            if tracer is not None:
+                tracer.end(span, method=self._scope["method"], route=route, status=status, noted=self._noted)
             logs.access(
                 request_id=self._id,
                 method=self._scope["method"],

@@ -19,7 +19,7 @@ from email.utils import formatdate
 
 from vecmill.core.errors import ConfigError, InputError
 from vecmill.core.extras import installed, require
-from vecmill.server import logs
+from vecmill.server import logs, tracing
 from vecmill.server.app import App
 from vecmill.server.door import Door
 from vecmill.server.guard import Guard, guarded
@@ -59,6 +59,9 @@ def serve(app: App, *, on_start: Callable[[str], None] | None = None, log_level:
         if log_level is not None:
             stack.enter_context(logs.to_stderr(log_level))
         listener = _Listener(app, sockets)
+        if (tracer := tracing.tracer()) is not None:
+            app.server.tracer = tracer
+            stack.callback(tracer.close)
         runner = stack.enter_context(asyncio.Runner(loop_factory=_new_loop()))
         runner.run(_until_a_signal(listener, on_start))
 
