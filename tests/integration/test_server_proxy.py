@@ -141,10 +141,20 @@ def assert_right(reply: Reply, asked: Sequence[str], simulator: Simulator, model
 
 
 def test_identical_texts_of_many_clients_are_paid_once(tmp_path: Path) -> None:
+    """Also those that come while the provider is already computing them."""
     asked = texts(4)
-    scenario = replace(SCENARIO, latency=Latency(seconds=0.3))
+    scenario = replace(SCENARIO, latency=Latency(seconds=1.0))
+
+    async def early_and_late(running: Proxy) -> list[Reply]:
+        early = asyncio.create_task(running._ask([asked] * 32, {}))
+        while not running.simulator.requests and not early.done():
+            await asyncio.sleep(0.002)
+        late = await running._ask([asked] * 32, {})
+        return [*await early, *late]
+
     with proxy(scenario, tmp_path / "home") as running:
-        replies = running.ask([asked] * 64)
+        replies = asyncio.run(early_and_late(running))
+        assert len(replies) == 64
         for reply in replies:
             assert_right(reply, asked, running.simulator)
         running.paid_once(asked)
