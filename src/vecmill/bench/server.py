@@ -76,7 +76,7 @@ class Plan:
         seed: Of texts, order, arrivals and intervals.
     """
 
-    texts: int = 384
+    texts: int = 256
     rounds: int = 7
     clients: int = CLIENTS
     starts: int = 3

@@ -212,7 +212,7 @@ def serve(out: str | None, **given: Any) -> int:
     metavar="FOLDER",
     help="Full-precision weights of the built-in model, for infinity.",
 )
-@_flag("texts", type=click.IntRange(min=32), default=384, show_default=True, help="Texts of a round.")
+@_flag("texts", type=click.IntRange(min=32), default=256, show_default=True, help="Texts of a round.")
 @_flag("rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Rounds kept.")
 @_flag("clients", type=click.IntRange(min=1), default=32, show_default=True, help="Clients at once.")
 @_flag("starts", type=click.IntRange(min=0), default=3, show_default=True, help="Cold starts kept.")
