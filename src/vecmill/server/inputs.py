@@ -27,6 +27,10 @@ _SLICE_CHARACTERS = 131_072
 """Tokenized at once in a thread; between slices a request can end."""
 
 
+_COUNTED_CHARACTERS = 1_000_000
+"""So many are tokenized only to tell the exact count of a request that has too many tokens."""
+
+
 class Vocabulary(Protocol):
     """A model's own tokens.
 
@@ -225,7 +229,7 @@ async def encode_texts(provider: Provider, texts: Sequence[str], asked: Asked, l
     if sum(lengths) <= _AT_ONCE_CHARACTERS:
         return _whole([reader.read(texts, range(len(texts)))], limits)
     parts: list[_Part] = []
-    start, total = 0, 0
+    start, total, left = 0, 0, sum(lengths)
     while start < len(texts):
         end, characters = start + 1, lengths[start]
         while end < len(texts) and characters + lengths[end] <= _SLICE_CHARACTERS:
@@ -234,8 +238,9 @@ async def encode_texts(provider: Provider, texts: Sequence[str], asked: Asked, l
         part = await asyncio.to_thread(reader.read, texts[start:end], range(start, end))
         parts.append(part)
         total += int(part.encoded.tokens.sum())
-        if total > 4 * limits.max_request_tokens:  # enough to say no: the rest is not worth its time
-            refuse_tokens(total, limits, at_least=end < len(texts))
+        left -= characters
+        if left > _COUNTED_CHARACTERS:  # enough to say no, where the exact count would take seconds
+            refuse_tokens(total, limits, at_least=True)
         start = end
     return _whole(parts, limits)
 
