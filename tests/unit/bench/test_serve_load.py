@@ -118,4 +118,4 @@ def test_a_loop_that_is_blocked_is_seen_to_be_late() -> None:
     assert run.lags.max() > 0.05
     last = run.samples[-1]
     assert last.latency > 0.23  # from the moment it should have left, not from when this client came to it
-    assert last.service < 0.16
+    assert last.latency > last.service + 0.15
