@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -152,6 +153,32 @@ def test_a_flood_of_token_ids_is_counted_without_reading_them() -> None:
 def test_large_bodies_within_the_limits_are_read_as_small_ones(given: Any) -> None:
     body = orjson.dumps({"model": "m", "input": given})
     assert parse_large(body, EmbeddingsRequest, False, Limits()).input == given
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (b'["a",' + b"1," * 500_000 + b"1]", "array_above_max_length"),
+        (b'["a",' + b"[]," * 500_000 + b"[]]", "array_above_max_length"),
+        (b'["a",[' + b"1," * 500_000 + b"1]]", "max_tokens_per_request"),
+    ],
+)
+def test_a_flood_behind_a_string_is_counted_without_reading_it(given: bytes, code: str) -> None:
+    tracemalloc.start()
+    try:
+        found = refused(b'{"model":"m","input":%b}' % given, large=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.code == code
+    assert peak < 6 * len(given)  # read, a list of as many elements would take 20 bytes and more for each two
+
+
+def test_strings_behind_an_object_are_counted_as_documents() -> None:
+    given = b'{"model":"m","query":"q","documents":[{"text":"a,b"}' + b',"b"' * 20_000 + b"]}"
+    with pytest.raises(Refusal) as caught:
+        parse_large(given, RerankRequest, False, Limits())
+    assert "with length 20001 instead" in caught.value.message
 
 
 def test_a_flood_of_documents_is_counted() -> None:
