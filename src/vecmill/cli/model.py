@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from vecmill.cli.output import emit, say, table, tell
 from vecmill.core.config import load_settings
+from vecmill.core.errors import InputError
 from vecmill.core.space import short
 from vecmill.embedder.background import run_sync
 
@@ -85,6 +87,41 @@ def register(name: str, spec: str) -> None:
 
     register_model(name, spec, settings=load_settings())
     tell(f"registered: {name} stands for {spec}; use it with -m {name}")
+
+
+@model.command(short_help="Write what a model folder must answer before it is served.")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file with a text on each line. [default: three sentences]",
+)
+@click.option("--atol", default=1e-3, show_default=True, help="How far a number may be off later.")
+def golden(folder: Path, texts: Path | None, atol: float) -> None:
+    """Write FOLDER's golden.json: texts and the vectors this machine computes for them.
+
+    `vecmill serve` embeds the texts of a new version before it serves it, and refuses the version where a
+    number differs by more.
+    """
+    from vecmill.core.space import PROBE_TEXTS
+    from vecmill.models.resolve import open_model
+    from vecmill.server import golden as files
+
+    lines = PROBE_TEXTS if texts is None else [t for t in texts.read_text("utf-8").splitlines() if t.strip()]
+    if not lines:
+        raise InputError(f"{texts} holds no text: write one on each line")
+    if not 0 <= atol < 1:
+        raise InputError(f"--atol {atol:g}: a number from 0 to below 1 is wanted")
+
+    async def write() -> Path:
+        provider = open_model(str(folder.absolute()), settings=load_settings())
+        try:
+            return await files.write(provider, folder, lines, atol=atol)
+        finally:
+            await provider.close()
+
+    path = asyncio.run(write())
+    say(f"{path}: {len(lines)} texts, each number to be within {atol:g}")
 
 
 def _describe_hosted(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from vecmill.core import errors
 from vecmill.core.config import Settings
+from vecmill.core.space import short
 from vecmill.server import loading, names, repository
 from vecmill.server.errors import Refusal, unavailable, unknown_model
 from vecmill.server.loading import Served, reason_of
@@ -294,7 +295,8 @@ class ServedModels:
         if root is None:
             return
         try:
-            found = await asyncio.to_thread(repository.names, root)
+            held = {name: model.folder for name, model in self._models.items() if model.folder is not None}
+            found = await asyncio.to_thread(repository.names, root, held)
         except OSError as error:
             log.warning("the repository cannot be read, its models stay: %s", error.strerror)
             return
@@ -384,6 +386,7 @@ class ServedModels:
         model.leased = asyncio.get_running_loop().time()
         if old is not None:
             log.info("model %s: version %s answers, version %s ends", model.name, version, old.version)
+            _tell_other_space(old, served)
             self._let_go(model, old)
 
     def _retire(self, model: Model) -> None:
@@ -486,6 +489,17 @@ class ServedModels:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _tell_other_space(old: Served, new: Served) -> None:
+    """Warn of vectors that are not comparable with those the clients of this name have stored."""
+    if old.info.space != new.info.space:
+        log.warning(
+            "model %s: vectors of version %s (space %s, %d dimensions) and of version %s (space %s, %d "
+            "dimensions) are not comparable: what was stored has to be embedded again",
+            *(new.name, old.version, short(old.info.space), old.info.dimensions),
+            *(new.version, short(new.info.space), new.info.dimensions),
+        )
 
 
 def _full(model: Model) -> Refusal:
