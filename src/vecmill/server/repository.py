@@ -8,6 +8,7 @@ served, and a folder renamed into place counts at once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
+from types import MappingProxyType
 from typing import TypeAlias
 
 from vecmill.models.local import ovms_layout
@@ -32,6 +35,7 @@ QUIET_SECONDS = 1.0
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MODEL_FILES = ("config.json", "modules.json", "vecmill.json", ovms_layout.GRAPH)
+_NO_NAMES: Mapping[str, Path] = MappingProxyType({})
 _DEEPEST = 6
 """Folders below a version; a link that leads upwards ends here."""
 
@@ -92,22 +96,24 @@ def look(folder: Path, before: Look = NOTHING, *, now: Callable[[], float] = tim
     return Look(found, whole)
 
 
-def names(root: Path) -> dict[str, Path]:
+def names(root: Path, before: Mapping[str, Path] = _NO_NAMES) -> dict[str, Path]:
     """Return the models of a repository and where their versions are.
 
     Folders beginning with "." and names that cannot be asked for are left out.
+
+    Args:
+        root: The repository.
+        before: What it was known to hold: of a folder that cannot be read this is still so.
 
     Raises:
         OSError: The repository cannot be read: it says nothing about its models then.
     """
     found: dict[str, Path] = {}
     for folder in _folders(root):
-        if _is_model(folder):
-            found[folder.name] = folder
-            continue
-        for inner in _folders(folder):
-            if _is_model(inner):
-                found[f"{folder.name}/{inner.name}"] = inner
+        try:
+            found |= _models(folder)
+        except OSError:  # such as the lost+found of a volume: the others do not depend on it
+            found |= {name: path for name, path in before.items() if folder in (path, path.parent)}
     return {name: folder for name, folder in sorted(found.items()) if NAME.fullmatch(name)}
 
 
@@ -119,6 +125,13 @@ def has_versions(folder: Path) -> bool:
 def weights_bytes(folder: Path) -> int:
     """Return the size of a model folder's files, which are nearly all weights."""
     return _found("1", folder).size_bytes
+
+
+def _models(folder: Path) -> dict[str, Path]:
+    """Return the model a folder of the repository is, or those it holds."""
+    if _is_model(folder):
+        return {folder.name: folder}
+    return {f"{folder.name}/{inner.name}": inner for inner in _folders(folder) if _is_model(inner)}
 
 
 def _is_model(folder: Path) -> bool:
@@ -143,7 +156,18 @@ def _numbered(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _folders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+        listed = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(Path(entry.path) for entry in listed if (stat := _stat(entry)) and S_ISDIR(stat.st_mode))
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what an entry of a folder is; None where it has vanished, or is a link that leads nowhere."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return None
 
 
 def _found(version: str, folder: Path) -> Found:
@@ -172,10 +196,10 @@ def _walk(path: Path, depth: int) -> Iterator[tuple[str, os.stat_result, bool]]:
     except FileNotFoundError:
         return
     for entry in entries:
-        try:
-            stat, is_folder = entry.stat(), entry.is_dir()
-        except FileNotFoundError:
+        stat = _stat(entry)
+        if stat is None:
             continue
+        is_folder = S_ISDIR(stat.st_mode)
         yield entry.path, stat, is_folder
         if is_folder and depth < _DEEPEST:
             yield from _walk(Path(entry.path), depth + 1)

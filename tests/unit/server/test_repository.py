@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,3 +115,24 @@ def test_a_link_that_leads_upwards_ends(tmp_path: Path) -> None:
     place = version(tmp_path, "1")
     (place / "loop").symlink_to(tmp_path)
     assert look(tmp_path, now=later).whole == {"1"}
+
+
+def test_what_cannot_be_read_hides_no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("good/1", "locked/1", "team/one/1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "good" / "1" / "loop").symlink_to("loop")
+    known = names(tmp_path)
+    assert set(known) == {"good", "locked", "team/one"}
+    assert set(look(tmp_path / "good").found) == {"1"}
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path) in (tmp_path / "locked", tmp_path / "team"):
+            raise PermissionError(errno.EACCES, "refused", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("vecmill.server.repository.os.scandir", refuse)
+    assert set(names(tmp_path)) == {"good"}
+    assert names(tmp_path, known) == known
