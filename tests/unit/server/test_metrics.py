@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vecmill.server.batcher import Stats
 from vecmill.server.call import Noted
+from vecmill.server.families import ModelNow, Now
 from vecmill.server.metrics import MAX_SERIES, SECONDS, Metrics
 
 
@@ -80,3 +84,20 @@ def test_two_servers_share_nothing() -> None:
 def test_process_tells_memory_time_and_files() -> None:
     names = {name for name, _ in _samples(Metrics())}
     assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"} <= names
+
+
+def test_documentation_names_every_metric() -> None:
+    page = Path(__file__).parents[3] / "docs" / "reference" / "server-operations.md"
+    named = set(re.findall(r"`((?:vecmill|ovms)_\w+)`", page.read_text()))
+    metrics = Metrics()
+    metrics.request("r", 200, 0.1, Noted(model="m"))
+    now = Now(
+        True, False, 0.0, (ModelNow("m", "1", {"space": "abc"}, Stats(), 0, 0, 0, 0),), (("m", "1", "END"),)
+    )
+    families = [
+        (family.name, family.type)
+        for family in text_string_to_metric_families(metrics.render(now).decode())
+        if not family.name.startswith("process_")
+    ]
+    given = {f"{name}_total" if kind == "counter" else name for name, kind in families}
+    assert given == named
