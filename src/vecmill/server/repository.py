@@ -2,8 +2,8 @@
 
 A repository holds `<name>/<version>/…`, where a name may have one "/" in it and a version is a whole number
 above 0; a model folder without numbers is version 1 of itself. A version counts once its files have been left
-alone: for a second by their own times, or from one look to the next. Copying in progress is therefore not
-served, and a folder renamed into place counts at once.
+alone: for a second by their own times, or between two looks a fifth of a second apart. Copying in progress is
+therefore not served, and a folder renamed into place counts at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR
 from types import MappingProxyType
@@ -32,6 +32,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 QUIET_SECONDS = 1.0
 """Files nobody touched for so long are whole."""
+
+APART = 0.2
+"""Looks that are nearer to each other say nothing: no copy writes without a pause."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MODEL_FILES = ("config.json", "modules.json", "vecmill.json", ovms_layout.GRAPH)
@@ -61,10 +64,17 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found in one look at a model's folder: versions by number, and those that are whole."""
+    """What was found in one look at a model's folder.
+
+    Attributes:
+        found: Versions by number.
+        whole: Those whose files have been left alone.
+        since: When each was first seen with the files it has, in seconds since the epoch.
+    """
 
     found: Mapping[str, Found]
     whole: frozenset[str]
+    since: Mapping[str, float] = field(default_factory=dict)
 
     def descending(self) -> list[Found]:
         """Return the versions, the highest first."""
@@ -79,7 +89,7 @@ def look(folder: Path, before: Look = NOTHING, *, now: Callable[[], float] = tim
 
     Args:
         folder: A folder of versions, or a model folder, which is version 1.
-        before: What the last look found: what is as it was then is whole.
+        before: What the last look found: what has been as it is now for `APART` seconds is whole.
         now: Seconds since the epoch.
 
     Raises:
@@ -87,13 +97,16 @@ def look(folder: Path, before: Look = NOTHING, *, now: Callable[[], float] = tim
     """
     places = (_found(version, place) for version, place in _versions(folder))
     found = {one.version: one for one in places if one.stamp}
-    oldest = (now() - QUIET_SECONDS) * 1e9
+    moment = now()
+    oldest = (moment - QUIET_SECONDS) * 1e9
+    alike = {v for v, one in found.items() if v in before.found and before.found[v].stamp == one.stamp}
+    since = {version: before.since.get(version, moment) if version in alike else moment for version in found}
     whole = frozenset(
         version
         for version, one in found.items()
-        if one.newest < oldest or (version in before.found and before.found[version].stamp == one.stamp)
+        if one.newest < oldest or (version in alike and moment - since[version] >= APART)
     )
-    return Look(found, whole)
+    return Look(found, whole, since)
 
 
 def names(root: Path, before: Mapping[str, Path] = _NO_NAMES) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vecmill.server.repository import NOTHING, has_versions, look, names
+from vecmill.server.repository import APART, NOTHING, has_versions, look, names
 
 
 def version(folder: Path, number: str, content: str = "{}") -> Path:
@@ -48,8 +48,11 @@ def test_fresh_files_are_whole_only_at_the_second_look_that_finds_them_alike(tmp
     (place / "model.safetensors").write_bytes(b"half")
     second = look(tmp_path, first)
     assert not second.whole
-    third = look(tmp_path, second)
-    assert third.whole == {"1"}
+    seen = min(second.since.values())
+    third = look(tmp_path, second, now=lambda: seen + APART / 2)
+    assert not third.whole  # two looks of one moment, as of a poll and a reload, prove nothing
+    fourth = look(tmp_path, third, now=lambda: seen + 2 * APART)
+    assert fourth.whole == {"1"}
 
 
 def test_a_file_that_grows_between_looks_is_never_whole(tmp_path: Path) -> None:
