@@ -31,11 +31,8 @@ _HOPELESS = 1.5
 _LOOK_EVERY = 0.005
 """Seconds between two looks at what has expired."""
 
-_SMALLEST = 1024
-"""Padded tokens a batch may always have: fewer cost throughput."""
-
-_FIRST = 2048
-"""Padded tokens of a batch whose time is bounded, before anything was measured."""
+_SMALLEST = 2048
+"""Padded tokens a batch may always have, and has before anything was measured: fewer cost throughput."""
 
 _ANY = 1 << 62
 
@@ -167,7 +164,7 @@ class Batcher:
         most, rate = self._limits.batch_tokens, self._pace.rate
         if self._batch_seconds is None:
             return most
-        return min(most, _FIRST if rate is None else max(int(rate * self._batch_seconds), _SMALLEST))
+        return min(most, max(int((rate or 0) * self._batch_seconds), _SMALLEST))
 
     async def vectors(self, work: Encoded, *, key: str, deadline: float) -> Batched:
         """Return the vectors of one request's texts.

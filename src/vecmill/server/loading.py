@@ -34,7 +34,7 @@ LINGER = 0.005
 
 BATCH_SECONDS = 0.25
 """Seconds a batch of a model that computes here may take: the next one waits for it, the texts per second
-are the same from a thousand tokens on."""
+are the same from two thousand tokens on."""
 
 BASE_BYTES = 48 << 20
 WEIGHTS_FACTOR = 2.5

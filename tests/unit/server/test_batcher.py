@@ -590,12 +590,13 @@ def test_close_does_not_wait_for_a_batch_nobody_waits_for() -> None:
 
 def test_batches_of_a_slow_model_are_smaller() -> None:
     async def body() -> None:
-        model = Model(4096.0)
+        model = Model(8192.0)
         batcher = Batcher(model, replace(LIMITS, batch_tokens=16_384), batch_seconds=0.5)
-        await ask(batcher, texts("measured", tokens=1024))
         assert batcher.batch_tokens == 2048
-        await ask(batcher, texts(*(f"{i}" for i in range(600)), tokens=16))
-        assert {len(batch) for batch in model.batches[1:-1]} == {128}
+        await ask(batcher, texts("measured", tokens=1024))
+        assert batcher.batch_tokens == 4096
+        await ask(batcher, texts(*(f"{i}" for i in range(1000)), tokens=16))
+        assert {len(batch) for batch in model.batches[1:-1]} == {256}
 
     run_virtual(body())
 
