@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
@@ -229,20 +229,27 @@ async def encode_texts(provider: Provider, texts: Sequence[str], asked: Asked, l
     if sum(lengths) <= _AT_ONCE_CHARACTERS:
         return _whole([reader.read(texts, range(len(texts)))], limits)
     parts: list[_Part] = []
-    start, total, left = 0, 0, sum(lengths)
-    while start < len(texts):
-        end, characters = start + 1, lengths[start]
-        while end < len(texts) and characters + lengths[end] <= _SLICE_CHARACTERS:
-            characters += lengths[end]
-            end += 1
-        part = await asyncio.to_thread(reader.read, texts[start:end], range(start, end))
+    total, left = 0, sum(lengths)
+    for rows in slices(lengths):
+        part = await asyncio.to_thread(reader.read, texts[rows.start : rows.stop], rows)
         parts.append(part)
         total += int(part.encoded.tokens.sum())
-        left -= characters
+        left -= sum(lengths[rows.start : rows.stop])
         if left > _COUNTED_CHARACTERS:  # enough to say no, where the exact count would take seconds
             refuse_tokens(total, limits, at_least=True)
-        start = end
     return _whole(parts, limits)
+
+
+def slices(lengths: Sequence[int]) -> Iterator[range]:
+    """Yield the rows of texts that are tokenized at once, by the characters of each."""
+    start = 0
+    while start < len(lengths):
+        end, characters = start + 1, lengths[start]
+        while end < len(lengths) and characters + lengths[end] <= _SLICE_CHARACTERS:
+            characters += lengths[end]
+            end += 1
+        yield range(start, end)
+        start = end
 
 
 def refuse_characters(lengths: Sequence[int], limits: Limits, param: str) -> None:

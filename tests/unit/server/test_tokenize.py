@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vecmill.core.config import Settings
@@ -101,3 +103,29 @@ def test_a_model_without_own_tokens_is_counted_in_cl100k(app: Any) -> None:
 def test_other_texts_are_refused(app: Any, text: Any) -> None:
     found = asked(app, "/v3/tokenize", {"model": "minilm", "text": text})
     assert (found.status, found.error["param"]) == (400, "text")
+
+
+@pytest.mark.parametrize("text", [["a " * 400_000] * 2, ["a " * 50_000] * 100])
+def test_the_ids_of_an_answer_are_bounded_before_all_texts_are_read(text: list[str]) -> None:
+    read: list[str] = []
+
+    class Counted(FakeProvider):
+        vocabulary = SimpleNamespace(specials=(0, 0), rows=1, padding_id=0)
+
+    def encode(texts: list[str]) -> Any:
+        read.extend(texts)
+        return SimpleNamespace(ids=[np.zeros(len(each.split()), dtype=np.int32) for each in texts])
+
+    Counted.vocabulary.encode = encode
+    found = asked(application(Served("m", Counted())), "/v1/tokenize", {"model": "m", "text": text})
+    assert (found.status, found.error["code"]) == (400, "max_tokens_per_request")
+    assert sum(len(each.split()) for each in read) <= 400_000
+
+
+def test_padding_counts_among_the_ids_of_an_answer(app: Any) -> None:
+    body = {"model": "minilm", "text": ["a"] * 2048, "pad_to_max_length": True}
+    found = asked(app, "/v1/tokenize", body)
+    assert (found.status, found.error["message"]) == (
+        400,
+        "Requested 524288 tokens, max 300000 tokens per request",
+    )

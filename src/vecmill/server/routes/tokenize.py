@@ -10,8 +10,9 @@ import orjson
 from vecmill.core import tokens
 from vecmill.server.call import Answer, Call
 from vecmill.server.errors import invalid
-from vecmill.server.inputs import Vocabulary, check_texts, refuse_characters, vocabulary_of
-from vecmill.server.parsing import read, whole, wrong_input
+from vecmill.server.inputs import Vocabulary, check_texts, refuse_characters, slices, vocabulary_of
+from vecmill.server.options import Limits
+from vecmill.server.parsing import read, refuse_tokens, whole, wrong_input
 from vecmill.server.schemas import TokenizeRequest
 
 _AT_ONCE_CHARACTERS = 4_096
@@ -20,7 +21,8 @@ _AT_ONCE_CHARACTERS = 4_096
 async def tokenize(call: Call) -> Answer:
     """Answer `POST /v3/tokenize`: the ids of a text, or of each text of a list, special tokens included.
 
-    Prefixes of roles are not added. A model that is asked over a network is counted in cl100k_base.
+    Prefixes of roles are not added. A model that is asked over a network is counted in cl100k_base. As many
+    ids are given, padding included, as a request may have tokens.
     """
     request = await read(call, TokenizeRequest)
     limits = call.server.options.limits
@@ -46,11 +48,7 @@ async def tokenize(call: Call) -> Answer:
                 )
         shape = _Shape(vocabulary, length, bool(request.pad_to_max_length), request.padding_side == "left")
         small = sum(map(len, texts)) <= _AT_ONCE_CHARACTERS
-        found = (
-            shape.ids(texts, specials=specials)
-            if small
-            else await asyncio.to_thread(shape.ids, texts, specials=specials)
-        )
+        found = await shape.every(texts, limits, specials=specials, small=small)
     call.noted.texts, call.noted.tokens = len(texts), sum(map(len, found))
     said = {"tokens": found[0] if single else found}
     body = orjson.dumps(said) if small else await asyncio.to_thread(orjson.dumps, said)
@@ -62,6 +60,26 @@ class _Shape:
 
     def __init__(self, vocabulary: Vocabulary | None, length: int | None, pad: bool, left: bool) -> None:
         self._vocabulary, self._length, self._pad, self._left = vocabulary, length, pad, left
+
+    async def every(
+        self, texts: Sequence[str], limits: Limits, *, specials: bool, small: bool
+    ) -> list[list[int]]:
+        """Return the ids of each text; many texts are read in a thread, slice by slice.
+
+        Raises:
+            Refusal: 400, there are more ids than a request may have tokens.
+        """
+        if small:
+            found = self.ids(texts, specials=specials)
+            refuse_tokens(sum(map(len, found)), limits)
+            return found
+        found, total = [], 0
+        for rows in slices([len(text) for text in texts]):
+            some = await asyncio.to_thread(self.ids, texts[rows.start : rows.stop], specials=specials)
+            total += sum(map(len, some))
+            refuse_tokens(total, limits, at_least=rows.stop < len(texts))
+            found += some
+        return found
 
     def ids(self, texts: Sequence[str], *, specials: bool) -> list[list[int]]:
         """Return the ids of each text."""
