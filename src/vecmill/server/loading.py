@@ -38,8 +38,8 @@ are the same from two thousand tokens on."""
 
 BASE_BYTES = 48 << 20
 WEIGHTS_FACTOR = 2.5
-"""What a loaded model takes. Measured with both forms compiled: all-MiniLM-L6-v2 as float32 234 MB (87 MB of
-weights), as int8 of the same weights 118 MB, the built-in one 88 MB (23 MB)."""
+"""What a loaded model takes. Measured with both forms compiled: all-MiniLM-L6-v2 as float32 234 MiB (87 MiB
+of weights), as int8 of the same weights 118 MiB, the built-in one 88 MiB (23 MiB)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -180,7 +180,7 @@ async def load(
     spec = source.spec if folder is None else str(folder.absolute())
     provider: Provider = await asyncio.to_thread(_open, spec, settings, given)
     try:
-        channel = Channel.to(provider, settings, cache=options.cache, max_usd=options.max_usd)
+        channel = Channel.to(provider, settings, cache=options.cache, max_usd=options.max_usd, apart=True)
         probe = None
         if provider.info.hosted:
             await channel.learn()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from vecmill.core import errors
 from vecmill.core.config import Settings
@@ -19,11 +20,14 @@ from vecmill.core.space import short
 from vecmill.server import loading, names, repository
 from vecmill.server.errors import Refusal, unavailable, unknown_model
 from vecmill.server.loading import Served, reason_of
+from vecmill.server.memory import Room
 from vecmill.server.options import ModelSource, Options
 from vecmill.server.repository import NOTHING, Found, Look, Stamp
 from vecmill.server.versions import Listed, Model, State, VersionState
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 __all__ = ["Listed", "Served", "ServedModels", "State", "VersionState"]
 
@@ -32,8 +36,6 @@ SELF_PROBE_SECONDS = 15.0
 
 _SECOND_LOOK = 0.25
 """Seconds between the two looks of a reload: what changed meanwhile is not whole."""
-_ROOM_SECONDS = 10.0
-"""How long a load waits for others to be answered and make room."""
 _REMEMBERED = 16
 """Versions that ended, which the status still shows."""
 
@@ -83,8 +85,8 @@ class ServedModels:
         self._names: dict[str, Model] = {}
         self._spelt: dict[str, str] = {}
         self._missing: frozenset[str] = frozenset()
-        self._reserved: dict[str, int] = {}
-        self._room = asyncio.Lock()
+        self._reloading: asyncio.Task[bool] | None = None
+        self._room = Room(options.memory_bytes, self._evict)
         self._looking = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -167,13 +169,25 @@ class ServedModels:
     async def reload(self) -> bool:
         """Look for new versions now, switch to them, and say whether anything changed.
 
-        Two looks a quarter of a second apart tell what is still being copied.
+        Two looks a quarter of a second apart tell what is still being copied. Whoever asks meanwhile gets the
+        answer of the same two looks, and cancelling stops none of it: a model may take longer to load than a
+        request may take.
         """
+        if self._reloading is None:
+            self._reloading = self._spawn(self._reload())
+            self._reloading.add_done_callback(self._reloaded)
+        return await asyncio.shield(self._reloading)
+
+    async def _reload(self) -> bool:
         before = self._print()
         await self._look(switch=False)
         await asyncio.sleep(_SECOND_LOOK)
         await self._look(switch=True)
         return self._print() != before
+
+    def _reloaded(self, task: asyncio.Task[bool]) -> None:
+        self._reloading = None
+        _read(task)
 
     async def close(self) -> None:
         """Answer what was begun, then let go of every model."""
@@ -218,7 +232,7 @@ class ServedModels:
         model = self._names[name]
         if model.wanted is None:
             model.wanted = self._spawn(self._again(model))
-            model.wanted.add_done_callback(lambda _: setattr(model, "wanted", None))
+            model.wanted.add_done_callback(partial(_brought, model))
         await asyncio.shield(model.wanted)
 
     async def _again(self, model: Model) -> None:
@@ -364,7 +378,7 @@ class ServedModels:
         model.loading = version
         try:
             if model.current is None:
-                await self._make_room(model, cost)
+                await self._room.make(model, cost, self._models.values())
             served = await self._load(
                 model.source,
                 version,
@@ -376,7 +390,7 @@ class ServedModels:
             )
         finally:
             model.loading = ""
-            self._reserved.pop(model.name, None)
+            self._room.done(model)
         if found is not None and not model.info:
             model.created = min(entry[2] for entry in found.stamp) // 10**9
         old, model.current, model.info = model.current, served, served.info
@@ -414,49 +428,10 @@ class ServedModels:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    # Memory
-
-    async def _make_room(self, model: Model, cost: int) -> None:
-        """Let go of models that were not asked for longest, until this one fits.
-
-        Raises:
-            Refusal: 503: it can never fit, or not now.
-        """
-        budget = self._options.memory_bytes
-        if budget is None or model.source.pinned:
-            return
-        if cost > budget:
-            raise errors.ConfigError(
-                f"model {model.name} takes about {cost >> 20} MiB, all models together may take "
-                f"{budget >> 20} MiB: raise --memory"
-            )
-        async with self._room:
-            try:
-                async with asyncio.timeout(_ROOM_SECONDS):
-                    while self._taken() + cost > budget:
-                        await self._free(model)
-            except TimeoutError:
-                raise _full(model) from None
-            self._reserved[model.name] = cost
-
-    def _taken(self) -> int:
-        loaded = (m.current.cost_bytes for m in self._models.values() if m.current and not m.source.pinned)
-        return sum(loaded) + sum(self._reserved.values())
-
-    async def _free(self, model: Model) -> None:
-        """Let go of the model that was asked for least recently, and wait until its memory is free."""
-        candidates = [
-            other
-            for other in self._models.values()
-            if other is not model and other.current is not None and not other.source.pinned
-        ]
-        candidates = [other for other in candidates if not other.lock.locked()]
-        if not candidates:
-            raise _full(model)
-        victim = min(candidates, key=lambda other: other.leased)
-        log.info("model %s makes room for %s", victim.name, model.name)
-        victim.evicted = True
-        self._retire(victim)
+    async def _evict(self, model: Model) -> None:
+        """Let go of a model until it is asked for again, and wait until its memory is free."""
+        model.evicted = True
+        self._retire(model)
         while self._closing:
             await asyncio.wait(set(self._closing))
 
@@ -484,11 +459,22 @@ class ServedModels:
             idle = [one for one in served if one.failed or one.answered <= since]
             await asyncio.gather(*(self._guarded(one.probe_itself(seconds)) for one in idle))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _brought(model: Model, task: asyncio.Task[None]) -> None:
+    model.wanted = None
+    _read(task)
+
+
+def _read(task: asyncio.Task[Any]) -> None:
+    """Look at what a task ended with, also where nobody is left who waits for it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _tell_other_space(old: Served, new: Served) -> None:
@@ -500,9 +486,3 @@ def _tell_other_space(old: Served, new: Served) -> None:
             *(new.name, old.version, short(old.info.space), old.info.dimensions),
             *(new.version, short(new.info.space), new.info.dimensions),
         )
-
-
-def _full(model: Model) -> Refusal:
-    return unavailable(
-        f"there is no memory for model {model.name} at the moment", "model_loading", seconds=2.0
-    )

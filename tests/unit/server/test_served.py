@@ -166,6 +166,24 @@ async def test_a_new_version_answers_after_a_reload_and_the_old_one_ends(loads: 
     await models.close()
 
 
+async def test_a_reload_whose_client_left_goes_on_and_others_share_it(loads: Loads, root: Path) -> None:
+    put(root / "m" / "1")
+    models = await models_of(loads, repository=root)
+    loads.gate = asyncio.Event()
+    put(root / "m" / "2")
+    impatient = asyncio.create_task(models.reload())
+    patient = asyncio.create_task(models.reload())
+    while not loads.running:
+        await asyncio.sleep(0.001)
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    loads.gate.set()
+    assert await patient
+    assert await version_of(models, "m") == "2"
+    assert loads.done == [("m", "1"), ("m", "2")]
+    await models.close()
+
+
 async def test_a_lease_keeps_its_version_until_it_ends(loads: Loads, root: Path) -> None:
     put(root / "m" / "1")
     models = await models_of(loads, repository=root)
@@ -407,7 +425,7 @@ async def test_a_request_that_gives_up_does_not_stop_the_load_of_others(loads: L
 async def test_what_is_in_use_is_waited_for_and_then_503(
     loads: Loads, three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ROOM_SECONDS", 0.05)
+    monkeypatch.setattr("vecmill.server.memory.WAIT_SECONDS", 0.05)
     models = await models_of(loads, repository=three, memory_bytes=COST)
     async with models.lease("c"):
         with pytest.raises(Refusal) as raised:
