@@ -135,6 +135,11 @@ def decode(ids: Sequence[int], encoding: str = DEFAULT_ENCODING) -> str:
         raise InputError(f"the token ids are no whole text in {encoding}: a character is cut") from error
 
 
+def is_loaded() -> bool:
+    """Say whether ranks are in memory: the first use takes about 0.2 s, too long for an event loop."""
+    return _encoding.cache_info().currsize > 0
+
+
 @cache
 def _encoding(name: str) -> _Encodings:
     if name not in _SOURCES:

@@ -208,7 +208,8 @@ def _ids(values: list[float], where: str) -> list[int]:
 async def encode(provider: Provider, value: Input, asked: Asked, limits: Limits) -> Work:
     """Tokenize an input of any form.
 
-    Up to 4,096 characters are tokenized here, more in a thread, slice by slice.
+    Up to 4,096 characters are tokenized here, more in a thread, slice by slice; so are token ids until the ranks
+    of cl100k_base are in memory.
 
     Raises:
         Refusal: 400 empty, mixed, too many, too long, or token ids that are none.
@@ -218,7 +219,8 @@ async def encode(provider: Provider, value: Input, asked: Asked, limits: Limits)
         return await encode_texts(provider, texts, asked, limits)
     total = sum(map(len, lists))
     refuse_tokens(total, limits)
-    return await _aside(total <= 1024, lambda: _encode_lists(provider, lists, asked, limits))
+    small = total <= 1024 and tokens.is_loaded()
+    return await _aside(small, lambda: _encode_lists(provider, lists, asked, limits))
 
 
 async def encode_texts(provider: Provider, texts: Sequence[str], asked: Asked, limits: Limits) -> Work:

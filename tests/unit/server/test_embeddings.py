@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import runpy
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import orjson
 import pytest
 
+from vecmill.core import tokens
 from vecmill.core.errors import BadReplyError, RefusedError
 from vecmill.core.types import InputType, LongText
 from vecmill.models.base import Encoded, ModelInfo
@@ -320,6 +322,20 @@ def test_dimensions_that_are_no_number_of_components_are_refused(given: Any) -> 
 def test_token_ids_are_read_as_cl100k_unless_they_look_the_models_own() -> None:
     found = asked(app(), "/v1/embeddings", {"model": "m", "input": [[15339, 1917], [64.0]]})
     np.testing.assert_array_equal(floats(found), FakeProvider().vectors(("hello world", "a")))
+
+
+def test_the_ranks_of_token_ids_are_not_loaded_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def decode(ids: Any) -> str:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return "a"
+
+    monkeypatch.setattr(tokens, "decode", decode)
+    for loaded in (False, True):
+        monkeypatch.setattr(tokens, "is_loaded", lambda loaded=loaded: loaded)
+        assert asked(app(), "/v1/embeddings", {"model": "m", "input": [64]}).status == 200
+    assert threads == [False, True]
 
 
 def test_a_flat_list_of_token_ids_is_one_input() -> None:
