@@ -136,6 +136,7 @@ class Channel:
         cache: bool | None = None,
         max_usd: float | None = None,
         spent_usd: float = 0.0,
+        apart: bool = False,
     ) -> Self:
         """Open the way to a provider; call it on the event loop that will use it.
 
@@ -145,6 +146,7 @@ class Channel:
             cache: Whether vectors are kept on disk; None: as the settings say, for hosted models.
             max_usd: What may be spent; None: no cap.
             spent_usd: Of it, what is spent already.
+            apart: Whether what stops one call, such as a refused request, leaves the others alone.
 
         Raises:
             InputError: A cap was asked for and the price is not known.
@@ -160,7 +162,7 @@ class Channel:
         hosted = cast(HostedProvider, provider)
         limiter = limiter_for(hosted.endpoint, home=settings.home, now=clock.now)
         budget = Budget(max_usd, info.usd_per_million_tokens, spent_usd)
-        return cls(provider, Engine(hosted, limiter, budget), kept or MemoryCache(), probes)
+        return cls(provider, Engine(hosted, limiter, budget, apart=apart), kept or MemoryCache(), probes)
 
     def varied(self, settings: Settings, *, user: str | None, deployment: str | None) -> Channel:
         """Return this way for another end user or deployment: same cache, texts in flight and budget.
@@ -182,7 +184,7 @@ class Channel:
             )
         limiter = limiter_for(provider.endpoint, home=settings.home, now=clock.now)
         known = self.engine
-        engine = Engine(provider, limiter, known.budget, known.retry, known.random)  # it halts by itself
+        engine = Engine(provider, limiter, known.budget, known.retry, known.random, apart=known.apart)
         return replace(self, provider=provider, engine=engine)
 
     async def learn(self) -> None:

@@ -86,6 +86,7 @@ class Engine:
         retry: How long and how often to try.
         random: For the jitter of waits.
         trial_usage: What it cost to find out whether the model takes anything at all.
+        apart: Whether calls are of different people: what stops one then stops no other.
     """
 
     provider: HostedProvider
@@ -94,6 +95,7 @@ class Engine:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     random: random.Random = field(default_factory=random.Random)
     trial_usage: Usage = field(default_factory=Usage)
+    apart: bool = False
     _answered: int = 0
     _refused_alone: int = 0
     _wrong: BadReplyError | None = None
@@ -501,7 +503,8 @@ class _Run:
     def _stop(self, error: Stop) -> None:
         if self.into.stopped is None:
             self.into.stopped = error
-        self.engine.halt(error)
+        if not self.engine.apart:
+            self.engine.halt(error)
 
 
 _SERVER_ERROR = 500

@@ -297,6 +297,26 @@ def test_what_is_left_is_not_known_while_requests_are_on_their_way() -> None:
     assert budget.tokens_left == 50
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_stops_one_call_stops_others_only_where_they_are_of_one_job(apart: bool) -> None:
+    model = Hosted(
+        script=lambda number, texts: RefusedError("no", reason="request") if "bad" in texts else None,
+        endpoint=Endpoint("0" * 32, "fake:hash", max_concurrency=1),
+    )
+
+    async def go() -> list[bool]:
+        engine = Engine(model, Limiter(model.endpoint, now=now), random=Random(7), apart=apart)
+
+        async def ask(texts: list[str]) -> bool:
+            bought = Bought.nothing(len(texts), model.dimensions)
+            await engine.embed(model.encode(texts, input_type=InputType.DOCUMENT), into=bought)
+            return bought.stopped is None and bool(bought.done.all())
+
+        return await asyncio.gather(ask(["bad"]), *(ask([text]) for text in words(3)))
+
+    assert run_virtual(go()) == [False, apart, apart, apart]
+
+
 def test_a_budget_needs_a_price() -> None:
     with pytest.raises(InputError, match="price is not known"):
         Budget(max_usd=1.0, usd_per_million_tokens=None)
