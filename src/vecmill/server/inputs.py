@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from vecmill.server.options import Limits
 from vecmill.server.parsing import refuse_tokens, too_many, wrong_input
 from vecmill.server.schemas import Input
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _AT_ONCE_CHARACTERS = 4_096
@@ -29,6 +32,11 @@ _SLICE_CHARACTERS = 131_072
 
 _COUNTED_CHARACTERS = 1_000_000
 """So many are tokenized only to tell the exact count of a request that has too many tokens."""
+
+
+_BESIDE = ThreadPoolExecutor(2, thread_name_prefix="vecmill-tokens")
+"""Threads that tokenize. Few: a text of a million characters takes 200 MB while it is read, and whatever else
+needs a thread must not wait until every such text is done."""
 
 
 class Vocabulary(Protocol):
@@ -208,8 +216,8 @@ def _ids(values: list[float], where: str) -> list[int]:
 async def encode(provider: Provider, value: Input, asked: Asked, limits: Limits) -> Work:
     """Tokenize an input of any form.
 
-    Up to 4,096 characters are tokenized here, more in a thread, slice by slice; so are token ids until the ranks
-    of cl100k_base are in memory.
+    Up to 4,096 characters are tokenized here, more in a thread, slice by slice. So are token ids, until the
+    ranks of cl100k_base are in memory.
 
     Raises:
         Refusal: 400 empty, mixed, too many, too long, or token ids that are none.
@@ -233,7 +241,7 @@ async def encode_texts(provider: Provider, texts: Sequence[str], asked: Asked, l
     parts: list[_Part] = []
     total, left = 0, sum(lengths)
     for rows in slices(lengths):
-        part = await asyncio.to_thread(reader.read, texts[rows.start : rows.stop], rows)
+        part = await beside(reader.read, texts[rows.start : rows.stop], rows)
         parts.append(part)
         total += int(part.encoded.tokens.sum())
         left -= sum(lengths[rows.start : rows.stop])
@@ -280,8 +288,13 @@ def too_long(count: int, limit: int, index: int, param: str) -> Refusal:
     )
 
 
+async def beside(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """Do something with much text in a thread, where at most two such things are done at a time."""
+    return await asyncio.get_running_loop().run_in_executor(_BESIDE, partial(work, *args, **more))
+
+
 async def _aside(small: bool, work: Callable[[], T]) -> T:
-    return work() if small else await asyncio.to_thread(work)
+    return work() if small else await beside(work)
 
 
 @dataclass(frozen=True, slots=True)

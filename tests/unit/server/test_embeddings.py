@@ -225,6 +225,36 @@ def test_a_flood_of_tokens_is_refused_before_all_of_it_is_tokenized() -> None:
     assert found.error["message"] == "Requested at least 70000 tokens, max 10 tokens per request"
 
 
+def test_few_long_texts_are_tokenized_at_a_time_and_other_threads_stay_free() -> None:
+    running: list[int] = [0]
+    most: list[int] = []
+
+    class Slow(FakeProvider):
+        def encode(self, texts: Any, *, input_type: InputType) -> Encoded:
+            running[0] += 1
+            most.append(running[0])
+            busy.wait()
+            running[0] -= 1
+            return super().encode(texts, input_type=input_type)
+
+    async def ask_many() -> None:
+        served = app(Slow(max_tokens=10**6))
+        body = {"model": "m", "input": "a " * 5_000}
+        asking = [asyncio.ensure_future(ask(served, "/v1/embeddings", body)) for _ in range(40)]
+        while running[0] < 2:
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.to_thread(len, "another thread")
+        finally:
+            busy.set()
+        assert {reply.status for reply in await asyncio.gather(*asking)} == {200}
+
+    busy = threading.Event()
+    asyncio.run(ask_many())
+    assert max(most) == 2
+
+
 def test_characters_are_bounded_before_tokenizing() -> None:
     class Never(FakeProvider):
         def encode(self, texts: Any, *, input_type: InputType) -> Encoded:

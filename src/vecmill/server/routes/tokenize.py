@@ -10,7 +10,7 @@ import orjson
 from vecmill.core import tokens
 from vecmill.server.call import Answer, Call
 from vecmill.server.errors import invalid
-from vecmill.server.inputs import Vocabulary, check_texts, refuse_characters, slices, vocabulary_of
+from vecmill.server.inputs import Vocabulary, beside, check_texts, refuse_characters, slices, vocabulary_of
 from vecmill.server.options import Limits
 from vecmill.server.parsing import read, refuse_tokens, whole, wrong_input
 from vecmill.server.schemas import TokenizeRequest
@@ -75,7 +75,7 @@ class _Shape:
             return found
         found, total = [], 0
         for rows in slices([len(text) for text in texts]):
-            some = await asyncio.to_thread(self.ids, texts[rows.start : rows.stop], specials=specials)
+            some = await beside(self.ids, texts[rows.start : rows.stop], specials=specials)
             total += sum(map(len, some))
             refuse_tokens(total, limits, at_least=rows.stop < len(texts))
             found += some
