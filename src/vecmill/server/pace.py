@@ -8,15 +8,19 @@ MEMORY = 8.0
 ENOUGH = 1024
 """Padded tokens before which nothing is believed: the first texts pay for what is made on first use."""
 
+_TELLING = 0.05
+"""Seconds from which a batch of fewer tokens says something too: it is more than a call's fixed cost."""
+
 _OUTLIER = 4.0
 
 
 class Pace:
     """Padded tokens a second, from batches of many sizes.
 
-    A batch counts by the square of its tokens (least squares through zero): a thousand lone short texts,
-    each mostly fixed cost, say little about how fast a full queue is worked off. Time without work changes
-    nothing, and a batch counts as at most four times slower or faster than expected.
+    A batch counts by the square of its tokens (least squares through zero), and not at all where it is both
+    small and quick: lone short texts, each mostly fixed cost, say nothing about how fast a full queue is
+    worked off, however many they are. Time without work changes nothing, and a batch counts as at most four
+    times slower or faster than expected.
 
     Args:
         at_once: Batches that run side by side; each is measured from its own begin to its own end.
@@ -35,6 +39,8 @@ class Pace:
 
     def measured(self, tokens: int, seconds: float) -> None:
         """Count one batch."""
+        if tokens < ENOUGH and seconds < _TELLING:
+            return
         seconds = max(seconds, 1e-6)
         self._tokens += tokens
         if self._products > 0:

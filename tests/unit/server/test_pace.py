@@ -11,7 +11,7 @@ def test_nothing_is_said_before_enough_was_measured() -> None:
     pace = Pace(1)
     pace.measured(ENOUGH - 1, 1.0)
     assert pace.rate is None
-    pace.measured(1, 0.001)
+    pace.measured(1, 0.1)
     assert pace.rate is not None
 
 
@@ -19,9 +19,10 @@ def test_rate_is_that_of_full_batches_whatever_small_ones_cost() -> None:
     pace = Pace(1)
     for _ in range(100):
         pace.measured(8, 0.004)  # 2,000 tokens/s
+    assert pace.rate is None
     for _ in range(3):
         pace.measured(4096, 0.4096)  # 10,000 tokens/s
-    for _ in range(100):
+    for _ in range(100_000):
         pace.measured(8, 0.004)
     assert pace.rate == pytest.approx(10_000, rel=0.1)
 
