@@ -321,6 +321,10 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         StorageError: It cannot be read.
     """
     try:
+        if (
+            not path.is_file() and path.exists()
+        ):  # who opens a pipe waits until somebody writes, maybe for ever
+            raise StorageError(f"the keys in {path} cannot be read: it is no file")
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:

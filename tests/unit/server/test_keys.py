@@ -416,3 +416,18 @@ def test_a_full_disk_changes_nothing(file: KeyFile, operation: str) -> None:
         file.add("two")
     assert file.path.read_bytes() == before
     assert [path.name for path in file.path.parent.iterdir()] == ["keys.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")
+def test_a_pipe_in_the_files_place_is_not_waited_for(file: KeyFile) -> None:
+    file.add("one")
+    store = KeyStore(file.path)
+    file.path.unlink()
+    os.mkfifo(file.path)
+    looking = threading.Thread(target=store.refresh, daemon=True)
+    looking.start()
+    looking.join(timeout=30)
+    assert not looking.is_alive()
+    assert store.has_keys
+    with pytest.raises(StorageError, match="it is no file"):
+        read_keys(file.path)
