@@ -360,6 +360,10 @@ class ServedModels:
             except Refusal:
                 if not quietly:
                     raise
+            except Exception as error:  # whatever it is, the other models do not wait for this one
+                model.refused[found.version] = (found.stamp, reason_of(error))
+                log.exception("model %s version %s is not served", model.name, found.version)
+                continue
             return None
         if model.current is not None and model.is_gone(before):
             log.warning("model %s has no version left", model.name)
@@ -391,6 +395,9 @@ class ServedModels:
         finally:
             model.loading = ""
             self._room.done(model)
+        if self._models.get(model.name) is not model:  # its folder vanished meanwhile
+            self._let_go(model, served)
+            raise unknown_model(model.name)
         if found is not None and not model.info:
             model.created = min(entry[2] for entry in found.stamp) // 10**9
         old, model.current, model.info = model.current, served, served.info

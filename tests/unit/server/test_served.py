@@ -67,6 +67,8 @@ class Loads:
             text = "" if folder is None else (folder / "config.json").read_text()
             if text == "bad":
                 raise CorruptFileError(f"{folder} is damaged")
+            if text == "odd":
+                raise ZeroDivisionError("a text")
         finally:
             self.running -= 1
         provider = Fake(name=f"{source.name}-{version}")
@@ -292,6 +294,40 @@ async def test_a_model_whose_folder_is_gone_is_unknown_after_its_requests(loads:
     await asyncio.sleep(0.01)
     assert loads.closed == [("m", "1")]
     assert models.ready
+    await models.close()
+
+
+async def test_a_model_whose_folder_vanishes_while_it_is_brought_back_is_let_go_of(
+    loads: Loads, root: Path
+) -> None:
+    for name in ("a", "b"):
+        put(root / name / "1", "good", 10 * MIB)
+    models = await models_of(loads, repository=root, memory_bytes=COST)
+    assert loads.closed == [("a", "1")]
+    loads.gate = asyncio.Event()
+    asked = asyncio.create_task(version_of(models, "a"))
+    while not loads.running:
+        await asyncio.sleep(0.001)
+    (root / "a").rename(root / ".a")
+    for _ in range(2):  # two looks that miss it, without what they would do with the others
+        await models._search(switch=True)
+    (root / ".a").rename(root / "a")  # the load itself finds its files
+    loads.gate.set()
+    with pytest.raises(Refusal, match="does not exist"):
+        await asked
+    await models.close()
+    assert sorted(loads.closed) == sorted(loads.done)
+
+
+async def test_a_failure_nobody_thought_of_stops_neither_other_models_nor_the_looks(
+    loads: Loads, root: Path
+) -> None:
+    put(root / "a" / "1", "odd")
+    put(root / "b" / "1")
+    models = await models_of(loads, repository=root)
+    assert await version_of(models, "b") == "1"
+    (state,) = models.states()["a"]
+    assert state.error == "ZeroDivisionError"
     await models.close()
 
 
