@@ -185,13 +185,14 @@ def options_of(given: Mapping[str, Any]) -> Options:
     Raises:
         InputError: They contradict each other.
     """
-    from vecmill.server.options import Options
+    from vecmill.server.options import ModelSource, Options
 
     return Options(
         host=given["host"],
         port=given["port"],
         models=_sources(given),
         repository=given["repository"],
+        common=ModelSource("", "", **_said(given)),
         poll_seconds=given["poll_seconds"],
         memory_bytes=given["memory"],
         token_ids=given["token_ids"],
@@ -251,10 +252,7 @@ def directions(options: Options, origin: str) -> list[str]:
 
 
 def _sources(given: Mapping[str, Any]) -> tuple[ModelSource, ...]:
-    said = {
-        name: given[name]
-        for name in ("pooling", "normalize", "streams", "device", "precision", "max_tokens", "long_text")
-    }
+    said = _said(given)
     sources = [source_of(spec, **said) for spec in given["models"]]
     sources += [source_of(spec, long_text=said["long_text"]) for spec in given["upstreams"]]
     if not sources and given["repository"] is None:
@@ -264,6 +262,12 @@ def _sources(given: Mapping[str, Any]) -> tuple[ModelSource, ...]:
         if names.count(name) > 1:
             raise InputError(f"two models are called {name}: name one of them, as in --model OTHER=SPEC")
     return tuple(sources)
+
+
+def _said(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the flags say of every local model."""
+    names = ("pooling", "normalize", "streams", "device", "precision", "max_tokens", "long_text")
+    return {name: given[name] for name in names}
 
 
 def _closed(options: Options, settings: Settings, *, open_to_all: bool) -> Options:

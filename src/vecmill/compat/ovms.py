@@ -114,6 +114,7 @@ def understand(
         changes["models"] = sources
     if repository is not None:
         changes["repository"] = repository
+        changes["common"] = replace(options.common, **_of_all(said, []))
         changes.setdefault("models", ())
     changes |= _address(said, options, notes)
     if (key := _key(said, notes)) is not None:

@@ -92,6 +92,7 @@ class Options:
         host, port: Where it listens; port 0 takes a free one.
         models: Served models; the first is nothing special.
         repository: A folder of `<name>/<version>/…`, watched every `poll_seconds` (0: only on reload).
+        common: How the repository's models are opened; `name`, `spec` and `pinned` of it mean nothing.
         memory_bytes: What models that are not pinned may take together; None: no budget.
         token_ids: "auto", "own" or "cl100k": whose vocabulary lists of token ids are in.
         cache: Whether vectors are kept on disk; None: those that cost money.
@@ -116,6 +117,7 @@ class Options:
     port: int = 8000
     models: tuple[ModelSource, ...] = (ModelSource("minilm", "minilm"),)
     repository: Path | None = None
+    common: ModelSource = ModelSource("", "")
     poll_seconds: float = 1.0
     memory_bytes: int | None = None
     token_ids: str = "auto"  # noqa: S105 - no password

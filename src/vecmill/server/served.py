@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -21,7 +22,7 @@ from vecmill.server import loading, names, repository
 from vecmill.server.errors import Refusal, unavailable, unknown_model
 from vecmill.server.loading import Served, reason_of
 from vecmill.server.memory import Room
-from vecmill.server.options import ModelSource, Options
+from vecmill.server.options import Options
 from vecmill.server.repository import NOTHING, Found, Look, Stamp
 from vecmill.server.versions import Listed, Model, State, VersionState
 
@@ -318,7 +319,8 @@ class ServedModels:
             known = self._models.get(name)
             if known is None:
                 pinned = self._options.memory_bytes is None
-                self._add(Model(ModelSource(name, str(folder), pinned=pinned), folder, named=False))
+                source = replace(self._options.common, name=name, spec=str(folder), pinned=pinned)
+                self._add(Model(source, folder, named=False))
         gone = frozenset(n for n, model in self._models.items() if not model.named and n not in found)
         for name in gone & self._missing if switch else ():
             log.info("model %s is gone from the repository", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def test_every_option_reaches_the_server(started: list[Options], tmp_path: Path)
         port=9,
         models=(source,),
         repository=tmp_path,
+        common=replace(source, name="", spec=""),
         poll_seconds=3,
         memory_bytes=2 << 30,
         token_ids="own",  # noqa: S106 - no password

@@ -91,6 +91,8 @@ def test_a_folder_of_models_is_watched_or_one_of_it_named(settings: Settings, tm
     newer(tmp_path / "org" / "m")
     whole = understood(settings, model_repository_path=str(tmp_path))
     assert (whole.options.repository, whole.options.models) == (tmp_path, ())
+    on = understood(settings, model_repository_path=str(tmp_path), target_device="GPU")
+    assert on.options.common.device == "GPU"
     one = understood(settings, model_repository_path=str(tmp_path), source_model="org/m", task="embeddings")
     assert one.options.models == (ModelSource("org/m", str(tmp_path / "org" / "m")),)
     named = understood(settings, model_repository_path=str(tmp_path), source_model="org/m", model_name="x")

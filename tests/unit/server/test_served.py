@@ -331,6 +331,14 @@ async def test_a_failure_nobody_thought_of_stops_neither_other_models_nor_the_lo
     await models.close()
 
 
+async def test_models_of_the_repository_are_opened_as_the_operator_said(loads: Loads, root: Path) -> None:
+    put(root / "m" / "1")
+    models = await models_of(loads, repository=root, common=ModelSource("", "", pooling="cls", streams=2))
+    async with models.lease("m") as served:
+        assert (served.source.name, served.source.pooling, served.source.streams) == ("m", "cls", 2)
+    await models.close()
+
+
 async def test_a_repository_that_cannot_be_reached_leaves_its_models(loads: Loads, root: Path) -> None:
     put(root / "m" / "1")
     models = await models_of(loads, repository=root)
