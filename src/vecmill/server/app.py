@@ -17,7 +17,7 @@ from vecmill.core.config import Settings, load_settings
 from vecmill.server import logs
 from vecmill.server.access import ANONYMOUS, Caller, Gate
 from vecmill.server.call import Answer, Call, ClientLeft, Noted, Receive, Scope, Send
-from vecmill.server.door import REFUSED
+from vecmill.server.door import REFUSED, REQUEST_ID
 from vecmill.server.errors import Refusal, invalid, late, refusal_of
 from vecmill.server.hosts import check_host, cors_headers, preflight
 from vecmill.server.metrics import Metrics
@@ -136,7 +136,8 @@ class _Exchange:
     def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
         self._server, self._scope, self._receive, self._send = server, scope, receive, send
         self._headers = _by_name(scope["headers"])
-        self._id = _request_id(self._headers.get("x-request-id", ""))
+        self._id: str = scope.get(REQUEST_ID) or _request_id(self._headers.get("x-request-id", ""))
+        scope[REQUEST_ID] = self._id
         self._route: Route | None = None
         self._caller: Caller = ANONYMOUS
         self._noted = Noted()

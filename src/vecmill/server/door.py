@@ -18,6 +18,9 @@ GRACE_SECONDS = 0.5
 REFUSED = "vecmill.refused"
 """Where the scope says with which status the protocol answered a request instead of the application."""
 
+REQUEST_ID = "vecmill.request_id"
+"""Where the scope holds the request's id, put there by who needs it first: answer and log say the same."""
+
 
 class Connection(Protocol):
     """What the door knows of a connection.

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from vecmill.core.extras import require
 from vecmill.server import logs
 from vecmill.server.call import Noted
-from vecmill.server.door import GRACE_SECONDS, MAX_LINGERING, REFUSED, Door, whose
+from vecmill.server.door import GRACE_SECONDS, MAX_LINGERING, REFUSED, REQUEST_ID, Door, whose
 from vecmill.server.errors import SERVER, Refusal
 from vecmill.server.options import MIB, Limits
 
@@ -376,13 +376,13 @@ class Guard(HttpToolsProtocol):
             busy = True
         else:
             busy = self.cycle is not None and not self.cycle.response_complete and not own
-        request_id = _new_id()
         self.door.metrics.refused(problem.reason)
         self._phase = Phase.DEAF
         self.due = math.inf
         if own:
-            self._take_back(problem, request_id)
+            self._take_back(problem)
             return
+        request_id = _new_id()
         self._note(problem, request_id)
         answer = _answer(problem, request_id)
         if busy:
@@ -391,9 +391,10 @@ class Guard(HttpToolsProtocol):
         self._real.write(answer)
         self.end()
 
-    def _take_back(self, problem: Problem, request_id: str) -> None:
+    def _take_back(self, problem: Problem) -> None:
         """Answer a request in the application's place, which learns that nobody waits any more."""
         cycle = self.cycle
+        request_id: str = self.scope.setdefault(REQUEST_ID, _new_id())  # type: ignore[misc]
         self.scope[REFUSED] = problem.status  # type: ignore[literal-required]
         whole, begun = cycle.response_complete, cycle.response_started
         cycle.disconnected = True

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import runpy
 import socket
 import threading
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from vecmill.server.options import Limits
+from vecmill.server.app import create_app
+from vecmill.server.options import Limits, Options
 from vecmill.server.run import served_in_thread
 
 raw = runpy.run_path(str(Path(__file__).with_name("raw_http.py")))
@@ -91,8 +93,25 @@ def test_body_that_stops_is_answered_408_and_the_application_learns_it(quick: Pl
         client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nabc")
         assert _is_refusal(client.reply(), 408)
         assert client.ended()
-    assert quick.app.left == 1
+    _until(lambda: quick.app.left == 1)
     assert quick.refused() == {"slow_body": 1}
+
+
+@pytest.mark.parametrize(
+    "body", [b"content-length: 9\r\n\r\nabc", b"transfer-encoding: chunked\r\n\r\nzz\r\n"]
+)
+def test_answer_in_the_applications_place_has_the_id_its_log_line_has(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vecmill.server")
+    with (
+        served_in_thread(create_app(Options(models=(), limits=QUICK))) as origin,
+        Raw(origin) as client,
+    ):
+        client.send(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\n" + body)
+        given = client.reply().headers["x-request-id"]
+    said = [record.__dict__["fields"] for record in caplog.records if record.getMessage() == "request"]
+    assert [line["request_id"] for line in said] == [given]
 
 
 def test_body_that_keeps_dripping_ends_at_the_total_deadline(quick: Place) -> None:
