@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 10.0
 """How long a load waits for others to be answered and make room."""
 
+_MOMENT = 0.02
+
 
 class Room:
     """What models that are not pinned may take together.
@@ -67,13 +69,15 @@ class Room:
         return sum(loaded) + sum(self._reserved.values())
 
     async def _free(self, model: Model, models: Collection[Model]) -> None:
+        """Let one model go, or wait a moment for one that can."""
         candidates = [
             one
             for one in models
             if one is not model and one.current and not one.source.pinned and not one.lock.locked()
         ]
-        if not candidates:
-            raise _full(model)
+        if not candidates:  # those there are are being loaded, or looked at: they can go when that is done
+            await asyncio.sleep(_MOMENT)
+            return
         victim = min(candidates, key=lambda one: one.leased)
         log.info("model %s makes room for %s", victim.name, model.name)
         await self._evict(victim)

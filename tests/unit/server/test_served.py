@@ -481,6 +481,18 @@ async def test_what_is_in_use_is_waited_for_and_then_503(
     await models.close()
 
 
+async def test_two_models_that_fit_only_in_turn_both_answer_at_once(loads: Loads, three: Path) -> None:
+    models = await models_of(loads, repository=three, memory_bytes=COST)
+    loads.gate = asyncio.Event()
+    asked = [asyncio.create_task(version_of(models, name)) for name in ("a", "b")]
+    while not loads.running:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)  # the other one meets a budget that is being loaded
+    loads.gate.set()
+    assert await asyncio.gather(*asked) == ["1", "1"]
+    await models.close()
+
+
 async def test_a_model_larger_than_the_budget_is_refused_and_says_so(loads: Loads, three: Path) -> None:
     put(three / "huge" / "1", "good", 60 * MIB)
     models = await models_of(loads, repository=three, memory_bytes=2 * COST)
