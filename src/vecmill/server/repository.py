@@ -135,11 +135,6 @@ def has_versions(folder: Path) -> bool:
     return any(True for _ in _numbered(ovms_layout.versions_of(folder) or folder))
 
 
-def weights_bytes(folder: Path) -> int:
-    """Return the size of a model folder's files, which are nearly all weights."""
-    return _found("1", folder).size_bytes
-
-
 def _models(folder: Path) -> dict[str, Path]:
     """Return the model a folder of the repository is, or those it holds."""
     if _is_model(folder):
