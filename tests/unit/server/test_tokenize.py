@@ -12,6 +12,7 @@ import pytest
 
 from vecmill.core.config import Settings
 from vecmill.models.resolve import open_model
+from vecmill.server.options import Limits, Options
 from vecmill.testing.fakes import FakeProvider
 
 fake = runpy.run_path(str(Path(__file__).with_name("fake_models.py")))
@@ -129,3 +130,12 @@ def test_padding_counts_among_the_ids_of_an_answer(app: Any) -> None:
         400,
         "Requested 524288 tokens, max 300000 tokens per request",
     )
+
+
+def test_a_callers_limit_of_requests_counts_here_too_and_that_of_tokens_does_not() -> None:
+    limits = Limits(key_requests_per_minute=1, key_tokens_per_minute=1)
+    limited = application(Served("m", FakeProvider()), options=Options(limits=limits))
+    first, second = (asked(limited, "/v1/tokenize", {"model": "m", "text": "a b c"}) for _ in range(2))
+    assert (first.status, first.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+    assert first.headers["x-ratelimit-remaining-tokens"] == "1"
+    assert (second.status, second.error["code"]) == (429, "rate_limit_exceeded")

@@ -48,11 +48,12 @@ async def tokenize(call: Call) -> Answer:
                 )
         shape = _Shape(vocabulary, length, bool(request.pad_to_max_length), request.padding_side == "left")
         small = sum(map(len, texts)) <= _AT_ONCE_CHARACTERS
-        found = await shape.every(texts, limits, specials=specials, small=small)
+        with call.server.gate.rates.enter(call.caller.id, 0) as rates:  # nothing is computed: no tokens
+            found = await shape.every(texts, limits, specials=specials, small=small)
     call.noted.texts, call.noted.tokens = len(texts), sum(map(len, found))
     said = {"tokens": found[0] if single else found}
     body = orjson.dumps(said) if small else await asyncio.to_thread(orjson.dumps, said)
-    return Answer(200, body)
+    return Answer(200, body, headers=rates)
 
 
 class _Shape:
