@@ -28,6 +28,12 @@ _GUESS = 1.0
 _HOPELESS = 1.5
 """A request is given up when its rest alone would take so many times the time it has left."""
 
+_BETWEEN = 0.002
+"""Seconds between two clients who come back after a batch; after longer the next batch begins without more."""
+
+_SHARE = 0.1
+"""Of a batch's time, what is waited after it at most for its clients to come back."""
+
 _LOOK_EVERY = 0.005
 """Seconds between two looks at what has expired."""
 
@@ -110,6 +116,8 @@ class Batcher:
         max_texts: Texts of one batch; None: any number.
         batch_seconds: A batch is made smaller than `limits.batch_tokens` where it would take longer, by the
             measured rate; for models that compute here, whose next batch waits for it. None: never.
+        rejoin: Seconds to wait at most, after a batch of several requests, for their clients to come back
+            with the next ones: a tenth of the batch's time, and only while they keep coming. 0: not at all.
 
     Attributes:
         stats: What it has done.
@@ -124,11 +132,16 @@ class Batcher:
         linger: float = 0.0,
         max_texts: int | None = None,
         batch_seconds: float | None = None,
+        rejoin: float = 0.0,
     ) -> None:
         self._supply = supply
         self._limits = limits
         self._at_once = max(at_once, 1)
         self._linger = linger
+        self._rejoin = rejoin
+        self._company = 0  # requests that wait once those just answered are back
+        self._company_until = 0.0
+        self._came = 0.0  # when the last request came, or the last batch was answered
         self._most = _ANY if max_texts is None else max(max_texts, 1)
         self._batch_seconds = batch_seconds
         self._turns = Turns()
@@ -191,6 +204,7 @@ class Batcher:
         self.stats.requests += 1
         self._open[request] = None
         self._turns.add(request)
+        self._came = now
         if self._since is None:
             self._since = now
         if self._watch is None or deadline < self._watch.when():
@@ -306,10 +320,12 @@ class Batcher:
 
     def _lingers(self, now: float, loop: asyncio.AbstractEventLoop) -> bool:
         """Say whether what waits should wait for company, and look again when it has."""
-        if not self._running or self._linger <= 0 or self._turns.tokens >= self.batch_tokens:
-            return False
-        until = (now if self._since is None else self._since) + self._linger
-        if until <= now or self._turns.texts >= self._most:
+        until = 0.0
+        if self._turns.requests < self._company:  # those just answered are coming back
+            until = min(self._company_until, self._came + _BETWEEN)
+        if self._running and self._linger > 0:
+            until = (now if self._since is None else self._since) + self._linger
+        if until <= now or self._turns.tokens >= self.batch_tokens or self._turns.texts >= self._most:
             return False
         self._go_at = loop.call_at(until, self._pump)
         return True
@@ -349,7 +365,7 @@ class Batcher:
         self._running[batch] = loop.create_task(self._run(batch))
 
     async def _run(self, batch: _Batch) -> None:
-        """Get one batch, begin the next one, then answer this one's requests."""
+        """Get one batch, answer its requests and begin the next one."""
         loop = asyncio.get_running_loop()
         pieces = batch.pieces
         try:
@@ -365,6 +381,7 @@ class Batcher:
         finally:
             self.stats.busy_seconds += loop.time() - batch.begun
             del self._running[batch]
+            self._expect(batch, loop.time())
             self._pump()
         if self._running:  # first the next batch: it starts in this turn of the loop
             loop.call_soon(self._hand_out, pieces, found)
@@ -372,6 +389,16 @@ class Batcher:
             self._hand_out(pieces, found)
         if isinstance(found, KeyboardInterrupt | SystemExit):
             raise found
+
+    def _expect(self, batch: _Batch, now: float) -> None:
+        """Let what waits wait for the clients of a batch of several requests, as long as they come back.
+
+        Without that the clients of a closed loop fall into two groups which take turns, in batches of half
+        the size.
+        """
+        self._company = self._turns.requests + len(batch.pieces) if len(batch.pieces) > 1 else 0
+        self._company_until = now + min(self._rejoin, _SHARE * (now - batch.begun))
+        self._came = now
 
     async def _supplied(self, pieces: Sequence[Piece]) -> Batched | BaseException:
         """Return what the supply gives or raises for these texts; raise nothing."""

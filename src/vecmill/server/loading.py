@@ -36,6 +36,10 @@ BATCH_SECONDS = 0.25
 """Seconds a batch of a model that computes here may take: the next one waits for it, the texts per second
 are the same from two thousand tokens on."""
 
+REJOIN = 0.01
+"""Seconds at most between two batches of many clients, for those just answered to come back: batches of
+thirty-two texts where they would be of fourteen, for a tenth less CPU time each."""
+
 BASE_BYTES = 48 << 20
 WEIGHTS_FACTOR = 2.5
 """What a loaded model takes. Measured with both forms compiled: all-MiniLM-L6-v2 as float32 234 MiB (87 MiB
@@ -267,6 +271,6 @@ def _served(
             limits = replace(limits, batch_tokens=min(limits.batch_tokens, info.max_request_tokens))
         batcher = Batcher(supply, limits, at_once=AT_ONCE, linger=LINGER, max_texts=info.max_inputs)
     else:
-        batcher = Batcher(supply, limits, batch_seconds=BATCH_SECONDS)
+        batcher = Batcher(supply, limits, batch_seconds=BATCH_SECONDS, rejoin=REJOIN)
     served = Served(source.name, version, source, provider, channel, batcher, long_text)
     return served

@@ -522,6 +522,42 @@ def test_company_is_waited_for_only_while_another_batch_is_on_its_way() -> None:
     run_virtual(body())
 
 
+@pytest.mark.parametrize(("rejoin", "largest"), [(0.0, 31), (0.02, 32)])
+def test_clients_of_a_closed_loop_meet_in_one_batch(rejoin: float, largest: int) -> None:
+    async def body() -> list[int]:
+        model = Model(tokens_per_second=1024.0)
+        batcher = Batcher(model, LIMITS, rejoin=rejoin)
+
+        async def client(at: int) -> None:
+            await asyncio.sleep(at * 0.01)  # at first they come one by one
+            for number in range(24):
+                await ask(batcher, texts(f"{at}.{number}"))
+                await asyncio.sleep(0.0005 * (at % 4 + 1))
+
+        await asyncio.gather(*(client(at) for at in range(32)))
+        return [len(names) for names in model.batches]
+
+    sizes = run_virtual(body())
+    assert max(sizes) <= largest
+    assert sizes.count(32) >= (16 if rejoin else 0)
+
+
+def test_who_is_alone_after_a_batch_of_many_waits_a_moment_only() -> None:
+    async def body() -> float:
+        batcher = Batcher(Model(), LIMITS, rejoin=0.02)
+        await asyncio.gather(*(ask(batcher, texts(f"x{at}")) for at in range(8)))
+        started = asyncio.get_running_loop().time()
+        await ask(batcher, texts("y"))
+        waited = asyncio.get_running_loop().time() - started - 8 / 1024
+        await asyncio.sleep(0.1)
+        started = asyncio.get_running_loop().time()
+        await ask(batcher, texts("z"))
+        assert asyncio.get_running_loop().time() - started == pytest.approx(8 / 1024)
+        return waited
+
+    assert 0 < run_virtual(body()) <= 0.0021
+
+
 def test_full_batch_does_not_linger() -> None:
     async def body() -> None:
         model = Model(overhead=1.0, tokens_per_second=1e9)
