@@ -29,7 +29,7 @@ _HOPELESS = 1.5
 """A request is given up when its rest alone would take so many times the time it has left."""
 
 _BETWEEN = 0.002
-"""Seconds between two clients who come back after a batch; after longer the next batch begins without more."""
+"""Seconds between two clients who come back after a batch; after longer the next one begins."""
 
 _SHARE = 0.1
 """Of a batch's time, what is waited after it at most for its clients to come back."""

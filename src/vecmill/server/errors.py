@@ -1,4 +1,4 @@
-"""What is answered instead of vectors: OpenAI's error object, and which of our errors ends in which status."""
+"""What is answered instead of vectors: OpenAI's error object, and which of our errors has which status."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ class Limits:
         keep_alive_seconds: An idle connection is kept.
         max_connections, max_connections_per_address: Connections at once.
         request_seconds: From the end of a request to its answer; a client may ask for less.
-        queue_tokens: Tokens that may wait for one model. queue_seconds: how long they may be expected to wait.
+        queue_tokens: Tokens that may wait for one model.
+        queue_seconds: How long they may be expected to wait.
         batch_tokens: Tokens of one batch.
         key_requests_per_minute, key_tokens_per_minute, key_concurrency: Of one key; None: no limit.
         failed_keys_per_minute: Wrong keys from one address, before it is told to wait.
