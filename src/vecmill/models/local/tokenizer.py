@@ -62,7 +62,7 @@ class Tokenizer:
         mask = self._backend.encode("a").special_tokens_mask
         head = next((i for i, special in enumerate(mask) if not special), len(mask))
         self.specials = (head, sum(mask) - head)
-        self.rows = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.rows = 1 + max(_largest(settings["model"]), *self._backend.get_added_tokens_decoder(), -1)
         overrides = _overrides(path.with_name("tokenizer_config.json"))
         _refuse_overrides(overrides, settings.get("normalizer"), path)
         self._keeps_ends = path if overrides.get("truncation_side") == "left" else None
@@ -198,6 +198,15 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise _unencodable(batch, start) from error
         return encodings
+
+
+def _largest(model: Any) -> int:
+    """Return the largest id of a vocabulary, -1 without any.
+
+    It is read from the file: the library's own copy of a large vocabulary holds up every other thread.
+    """
+    vocabulary = model["vocab"]
+    return len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values(), default=-1)
 
 
 def _overrides(path: Path) -> dict[str, Any]:

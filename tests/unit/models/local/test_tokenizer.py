@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from vecmill.core.errors import InputError
 from vecmill.models.local.files import BUILTIN_FOLDER
@@ -199,3 +201,16 @@ def test_long_texts_are_read_as_short_ones_without_stopping_other_threads(
     short = read()
     monkeypatch.setattr("vecmill.models.local.tokenizer._QUICK", 10)
     assert read() == short
+
+
+def test_rows_hold_the_largest_id_added_tokens_included(tmp_path: Path) -> None:
+    lists = models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0)
+    gaps = models.WordLevel({"<unk>": 0, "a": 7}, unk_token="<unk>")  # noqa: S106 - no password
+    for number, model in enumerate((lists, gaps)):
+        backend = Backend(model)
+        path = tmp_path / f"{number}.json"
+        backend.save(str(path))
+        assert Tokenizer(path).rows == 1 + max(backend.get_vocab().values())
+        backend.add_special_tokens(["<extra>"])
+        backend.save(str(path))
+        assert Tokenizer(path).rows == 1 + max(backend.get_vocab().values())
