@@ -491,6 +491,35 @@ def test_a_text_the_provider_refuses_is_named_by_index() -> None:
     assert found.error["message"].startswith("the input at index 1")
 
 
+@pytest.mark.parametrize("route", ["embeddings", "rerank"])
+def test_a_client_that_leaves_ends_the_reading_of_its_texts(route: str) -> None:
+    read: list[int] = []
+    gone, going = asyncio.Event(), threading.Event()
+
+    class Slow(FakeProvider):
+        def encode(self, texts: Any, *, input_type: InputType) -> Encoded:
+            if len(texts[0]) > 1:
+                read.append(len(texts))
+                going.wait()
+            return super().encode(texts, input_type=input_type)
+
+    async def leave() -> Any:
+        texts = ["ab " * 10_000] * 40
+        body = {"model": "m", "input": texts, "query": "q", "documents": texts}
+        asking = asyncio.ensure_future(ask(app(Slow(max_tokens=10**6)), f"/v1/{route}", body, left=gone))
+        try:
+            while not read:
+                await asyncio.sleep(0)
+            gone.set()
+            async with asyncio.timeout(30):
+                return await asking
+        finally:
+            going.set()
+
+    assert asyncio.run(leave()) is None
+    assert len(read) == 1
+
+
 def test_a_client_that_leaves_ends_the_wait() -> None:
     async def leave() -> tuple[Any, Any]:
         served = Served("m", FakeProvider(), wait=asyncio.Event())

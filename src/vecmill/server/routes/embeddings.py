@@ -12,7 +12,7 @@ from vecmill.server.parsing import read, whole
 from vecmill.server.replies import header_value, json_reply, raw_reply, wants_raw
 from vecmill.server.schemas import DeploymentRequest, EmbeddingsRequest
 from vecmill.server.served import Served
-from vecmill.server.vectors import check_dimensions, embed, sized
+from vecmill.server.vectors import check_dimensions, embed, sized, unless_left
 
 
 async def embeddings(call: Call) -> Answer:
@@ -53,7 +53,7 @@ async def _answer(
     async with call.server.models.lease(model) as served:
         size = check_dimensions(dimensions, served.info, allow=options.allow_truncated_dimensions)
         asked = Asked(role, long_text_of(request.truncate, served.long_text), options.token_ids)
-        work = await encode(served.provider, request.input, asked, options.limits)
+        work = await unless_left(call, encode(served.provider, request.input, asked, options.limits))
         with call.server.gate.rates.enter(call.caller.id, work.tokens) as rates:
             vectors = await sized(await embed(call, served, work), size)
         said = (*_headers(served, len(work.cut), started), *rates)

@@ -14,7 +14,7 @@ from vecmill.server.inputs import Asked, check_texts, encode_texts, long_text_of
 from vecmill.server.parsing import read, refuse_tokens, whole, wrong_input
 from vecmill.server.replies import header_value
 from vecmill.server.schemas import Document, Ranked, RerankReply, RerankRequest, Usage
-from vecmill.server.vectors import embed_each
+from vecmill.server.vectors import embed_each, unless_left
 
 
 async def rerank(call: Call) -> Answer:
@@ -31,7 +31,7 @@ async def rerank(call: Call) -> Answer:
         asked = Asked(InputType.QUERY, long_text, param="query")
         query = await encode_texts(served.provider, [request.query], asked, options.limits)
         asked = Asked(InputType.DOCUMENT, long_text, param="documents")
-        work = await encode_texts(served.provider, documents, asked, options.limits)
+        work = await unless_left(call, encode_texts(served.provider, documents, asked, options.limits))
         total = query.tokens + work.tokens
         refuse_tokens(total, options.limits)
         with call.server.gate.rates.enter(call.caller.id, total) as rates:

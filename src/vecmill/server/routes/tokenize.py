@@ -14,6 +14,7 @@ from vecmill.server.inputs import Vocabulary, beside, check_texts, refuse_charac
 from vecmill.server.options import Limits
 from vecmill.server.parsing import read, refuse_tokens, whole, wrong_input
 from vecmill.server.schemas import TokenizeRequest
+from vecmill.server.vectors import unless_left
 
 _AT_ONCE_CHARACTERS = 4_096
 
@@ -49,7 +50,8 @@ async def tokenize(call: Call) -> Answer:
         shape = _Shape(vocabulary, length, bool(request.pad_to_max_length), request.padding_side == "left")
         small = sum(map(len, texts)) <= _AT_ONCE_CHARACTERS
         with call.server.gate.rates.enter(call.caller.id, 0) as rates:  # nothing is computed: no tokens
-            found = await shape.every(texts, limits, specials=specials, small=small)
+            reading = shape.every(texts, limits, specials=specials, small=small)
+            found = await unless_left(call, reading)
     call.noted.texts, call.noted.tokens = len(texts), sum(map(len, found))
     said = {"tokens": found[0] if single else found}
     body = orjson.dumps(said) if small else await asyncio.to_thread(orjson.dumps, said)
