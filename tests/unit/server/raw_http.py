@@ -113,6 +113,7 @@ class Sizes(App):
 
     limits: Limits = field(default_factory=Limits)
     seen: list[str] = field(default_factory=list)
+    names: set[bytes] = field(default_factory=set)
     left: int = 0
     big: int = 8 << 20
 
@@ -130,6 +131,7 @@ class Sizes(App):
             size += len(message.get("body", b""))
             if not message.get("more_body"):
                 break
+        self.names.update(name for name, _ in scope["headers"])
         body = b"x" * self.big if scope["path"] == "/big" else b"%d" % size
         headers = [(b"content-length", b"%d" % len(body))]
         if self.server.draining:

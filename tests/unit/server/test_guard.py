@@ -131,10 +131,11 @@ def test_idle_connection_is_closed_without_a_word(quick: Place) -> None:
     assert quick.refused() == {}
 
 
-def test_client_that_never_reads_is_cut_off(quick: Place) -> None:
-    with Raw(quick.origin, buffer=4096) as client:
+def test_client_that_never_reads_is_cut_off() -> None:
+    app = Sizes(limits=replace(QUICK, body_seconds=60.0))
+    with served_in_thread(app) as origin, Raw(origin, buffer=4096) as client:
         client.get("/big")
-        _until(lambda: quick.refused() == {"slow_reader": 1})
+        _until(lambda: app.server.metrics.refusals() == {"slow_reader": 1})
         with pytest.raises((EOFError, ConnectionResetError)):
             client.reply()
 
@@ -180,6 +181,12 @@ def test_header_of_five_megabytes_is_answered_431_before_it_is_there(calm: Place
         assert _is_refusal(client.reply(), 431)
         sender.join()
     assert calm.app.seen == []
+
+
+def test_client_that_sends_all_before_it_reads_still_gets_the_refusal(calm: Place) -> None:
+    with Raw(calm.origin) as client:
+        assert client.send(b"GET /x HTTP/1.1\r\nhost: a\r\nx-a: " + b"b" * (5 << 20))
+        assert _is_refusal(client.reply(), 431)
 
 
 @pytest.mark.parametrize(
@@ -232,12 +239,13 @@ def test_trailers_without_end_are_refused_and_say_nothing(calm: Place) -> None:
     with Raw(calm.origin) as client:
         client.send(chunked + b"authorization: Bearer x\r\n\r\n")
         assert client.reply().body == b"3"
+        assert b"authorization" not in calm.app.names
         client.send(chunked + b"x: " + b"y" * 200_000)
         assert client.reply().status == 400
 
 
 def test_body_nobody_reads_is_skipped_up_to_the_limit() -> None:
-    app = Sizes(limits=Limits(max_body_bytes=200_000))
+    app = Sizes(limits=Limits(max_body_bytes=200_000, body_idle_seconds=60.0))
     with served_in_thread(app) as origin:
         with Raw(origin) as client:
             client.post(b"z" * 150_000, path="/early")
@@ -378,8 +386,9 @@ def test_http_1_0_is_answered_and_closed(calm: Place) -> None:
         assert client.ended()
 
 
-def test_refused_expectation_never_reads_the_body_as_a_request(calm: Place) -> None:
-    with Raw(calm.origin) as client:
+def test_refused_expectation_never_reads_the_body_as_a_request() -> None:
+    app = Sizes(limits=Limits(body_idle_seconds=60.0))
+    with served_in_thread(app) as origin, Raw(origin) as client:
         client.send(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 30\r\nexpect: 100-continue\r\n\r\n")
         assert client.reply().status == 200
         assert client.ended()
