@@ -16,12 +16,14 @@ from vecmill.core import errors
 from vecmill.core.config import Settings, load_settings
 from vecmill.server import logs
 from vecmill.server.access import ANONYMOUS, Caller, Gate
-from vecmill.server.call import Answer, Call, ClientLeft, Noted, Receive, Scope, Send
+from vecmill.server.call import Answer, Bodies, Call, ClientLeft, Noted, Receive, Scope, Send
 from vecmill.server.door import REFUSED, REQUEST_ID
 from vecmill.server.errors import Refusal, invalid, late, refusal_of
 from vecmill.server.hosts import check_host, cors_headers, preflight
+from vecmill.server.keys import Right
 from vecmill.server.metrics import Metrics
 from vecmill.server.options import Options
+from vecmill.server.rates import FREE
 from vecmill.server.routes import table
 from vecmill.server.routing import Route, Table
 from vecmill.server.served import ServedModels
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 """What log and metrics say of a request nobody waited for; never sent."""
+
+NO_CONTENT = 204
+"""A status whose answers have no body, and say nothing of one."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNKNOWN = "unknown"
@@ -44,6 +49,7 @@ class Server:
         options, settings: What the operator said.
         models: What is served. gate: who may ask. metrics: what is counted.
         table: The routes.
+        bodies: What all bodies together take.
         draining: Whether the server is stopping.
         tracer: Makes spans where tracing is on.
         started: When it began, in seconds since the epoch.
@@ -55,9 +61,13 @@ class Server:
     gate: Gate
     metrics: Metrics
     table: Table
+    bodies: Bodies = field(init=False)
     draining: bool = False
     tracer: Tracer | None = None
     started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.bodies = Bodies(self.options.limits.max_bodies_bytes)
 
     async def start(self) -> None:
         """Load the models; the server answers before that, but is not ready."""
@@ -135,13 +145,13 @@ class _Exchange:
 
     def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
         self._server, self._scope, self._receive, self._send = server, scope, receive, send
-        self._headers = _by_name(scope["headers"])
+        self._headers, self._repeated = _by_name(scope["headers"])
         self._id: str = scope.get(REQUEST_ID) or _request_id(self._headers.get("x-request-id", ""))
         scope[REQUEST_ID] = self._id
         self._route: Route | None = None
         self._caller: Caller = ANONYMOUS
         self._noted = Noted()
-        self._begun = False
+        self._slow = False
         self._extra: tuple[tuple[str, str], ...] = ()
 
     async def run(self) -> None:
@@ -184,7 +194,7 @@ class _Exchange:
         except Refusal as refusal:
             return self._refused(refusal)
         except TimeoutError:
-            return self._refused(late())
+            return self._refused(_slow_body() if self._slow else late())
         except errors.Error as error:
             answer = refusal_of(error)
             if answer.status >= 500:
@@ -198,8 +208,11 @@ class _Exchange:
 
     async def _routed(self) -> Answer:
         server, scope, headers = self._server, self._scope, self._headers
+        # Our own protocol has refused these already; other ASGI servers pass them on.
         if "transfer-encoding" in headers and "content-length" in headers:
             raise Refusal(400, "content-length and transfer-encoding exclude each other", close=True)
+        if self._repeated is not None:
+            raise Refusal(400, f"a request has at most one {self._repeated} header: send one of them")
         check_host(server.options, headers, version=scope.get("http_version", ""))
         method, path = scope["method"], scope["path"]
         self._extra = cors_headers(server.options, headers)
@@ -207,25 +220,43 @@ class _Exchange:
             return preflight(server.options, headers)
         route, parts = server.table.find(method, path)
         self._route = route
-        client = scope.get("client")
-        self._caller = await server.gate.check(headers, route.right, address=client[0] if client else "")
-        seconds = _timeout(headers, server.options.limits.request_seconds)
-        deadline = asyncio.get_running_loop().time() + seconds
-        call = Call(
-            server=server,
-            method=method,
-            path=path,
-            headers=headers,
-            query=_query(scope.get("query_string", b"")),
-            parts=parts,
-            caller=self._caller,
-            request_id=self._id,
-            deadline=deadline,
-            receive=self._receive,
-            noted=self._noted,
-        )
-        async with asyncio.timeout_at(deadline):
-            return await route.handler(call)
+        most = server.options.limits.request_seconds
+        begun = asyncio.get_running_loop().time()
+        async with asyncio.timeout_at(begun + most) as timer:
+            client = scope.get("client")
+            address = client[0] if client else ""
+            self._caller = await server.gate.check(headers, route.right, address=address)
+            seconds = _timeout(headers, most)
+            if seconds < most:
+                timer.reschedule(begun + seconds)
+            call = Call(
+                server=server,
+                method=method,
+                path=path,
+                headers=headers,
+                query=_query(scope.get("query_string", b"")),
+                parts=parts,
+                caller=self._caller,
+                request_id=self._id,
+                deadline=begun + seconds,
+                receive=self._receive,
+                noted=self._noted,
+                seconds=seconds,
+                timer=timer,
+            )
+            return await self._handled(route, call)
+
+    async def _handled(self, route: Route, call: Call) -> Answer:
+        """Let the caller's limits decide before anything is read, then let the route answer."""
+        counts = route.right is Right.EMBED
+        with self._server.gate.rates.enter(call.caller.id) if counts else FREE as call.ticket:
+            try:
+                return await route.handler(call)
+            except asyncio.CancelledError:
+                self._slow = call.reading  # where the deadline was it, the client was late, not we
+                raise
+            finally:
+                call.release()
 
     def _refused(self, refusal: Refusal) -> Answer:
         self._noted.code = refusal.code or ""
@@ -237,13 +268,14 @@ class _Exchange:
         if isinstance(body, bytes):
             size = len(body)
         headers = [
-            (b"content-type", answer.media_type.encode()),
             (b"x-request-id", self._id.encode()),
             *((name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
             *((name.encode("latin-1"), value.encode("latin-1")) for name, value in self._extra),
         ]
-        if size is not None:
-            headers.append((b"content-length", b"%d" % size))
+        if answer.status != NO_CONTENT:
+            headers.append((b"content-type", answer.media_type.encode()))
+            if size is not None:
+                headers.append((b"content-length", b"%d" % size))
         if answer.close or self._server.draining:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -257,12 +289,24 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b""})
 
 
-def _by_name(pairs: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
-    """Return headers by lower-case name, the first of each."""
+_ONCE = ("host", "authorization", "api-key")
+
+
+def _by_name(pairs: Iterable[tuple[bytes, bytes]]) -> tuple[Mapping[str, str], str | None]:
+    """Return headers by lower-case name, the first of each; and which was repeated that must not be."""
     found: dict[str, str] = {}
-    for name, value in pairs:
-        found.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
-    return found
+    repeated = None
+    for raw, value in pairs:
+        name = raw.decode("latin-1").lower()
+        if name not in found:
+            found[name] = value.decode("latin-1")
+        elif name in _ONCE:
+            repeated = name
+    return found, repeated
+
+
+def _slow_body() -> Refusal:
+    return Refusal(408, "the body of the request did not arrive in time", close=True)
 
 
 def _request_id(given: str) -> str:

@@ -17,13 +17,15 @@ class Limits:
         max_request_tokens: Tokens of one request.
         max_characters: Characters of one text, checked before it is tokenized.
         max_body_bytes: Bytes of a request's body.
+        max_bodies_bytes: Of the bodies of all requests that are being read, beyond the first 64 KiB of each.
         max_line_bytes, max_header_bytes, max_headers: The request line, all headers, their number.
         header_seconds: From the first byte of a request to the end of its headers.
         body_idle_seconds: Without any byte of a body.
         body_seconds, body_seconds_per_mib: For a whole body.
         keep_alive_seconds: An idle connection is kept.
         max_connections, max_connections_per_address: Connections at once.
-        request_seconds: From the end of a request to its answer; a client may ask for less.
+        request_seconds: From the end of a request, its body included, to its answer; a client may ask for
+            less.
         queue_tokens: Tokens that may wait for one model.
         queue_seconds: How long they may be expected to wait.
         batch_tokens: Tokens of one batch.
@@ -37,6 +39,7 @@ class Limits:
     max_request_tokens: int = 300_000
     max_characters: int = 1_000_000
     max_body_bytes: int = 16 * MIB
+    max_bodies_bytes: int = 256 * MIB
     max_line_bytes: int = 8192
     max_header_bytes: int = 32_768
     max_headers: int = 100

@@ -28,6 +28,9 @@ _AT_ONCE_BYTES = 32_768
 _BOM = b"\xef\xbb\xbf"
 _LISTS = ("input", "text", "documents")
 _AT = re.compile(r" - at `\$([^`]*)`$")
+_HALF = re.compile(
+    rb"(?i)(?<!\\)(?:\\\\)*(?:\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2})"
+)
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _EXTRA = re.compile(r"unknown field `(.*?)`", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
@@ -39,7 +42,8 @@ async def read(call: Call, kind: type[T]) -> T:
     Bodies of more than 32 KiB are read in a thread, in steps that leave the event loop its turns.
 
     Raises:
-        Refusal: 415 no JSON, or compressed; 413 too large; 400 malformed, too deep, or not of the type.
+        Refusal: 415 no JSON, or compressed; 413 too large; 429 too many large bodies at once; 400 malformed,
+            too deep, or not of the type.
         ClientLeft: The client went away.
     """
     check_media(call.headers)
@@ -47,7 +51,10 @@ async def read(call: Call, kind: type[T]) -> T:
     body = await call.body(options.limits.max_body_bytes)
     if len(body) <= _AT_ONCE_BYTES:
         return parse(body, kind, strict=options.strict)
-    return await asyncio.to_thread(parse_large, body, kind, options.strict, options.limits)
+    try:
+        return await asyncio.to_thread(parse_large, body, kind, options.strict, options.limits)
+    finally:
+        call.release()
 
 
 def check_media(headers: Mapping[str, str]) -> None:
@@ -89,6 +96,8 @@ def parse(body: bytes, kind: type[T], *, strict: bool = False) -> T:
     except msgspec.ValidationError as error:
         raise _refused(str(error), kind) from None
     except msgspec.DecodeError as error:
+        if _HALF.search(body):
+            raise _malformed("a string holds half of a surrogate pair, which is no character") from None
         raise _malformed(str(error)) from None
     except UnicodeDecodeError:
         raise _malformed("it is not UTF-8") from None
@@ -314,11 +323,15 @@ def _word(name: str) -> str:
     return _WORDS.get(name, name)
 
 
+MAX_WHOLE = 10**15
+"""No number a request may hold is larger; what is, has any number of digits and is not repeated."""
+
+
 def whole(value: float | None, name: str, *, least: int = 1) -> int | None:
     """Return a whole number a client sent, also as 3.0.
 
     Raises:
-        Refusal: 400 it has a fraction or is too small.
+        Refusal: 400 it has a fraction, is too small, or above `MAX_WHOLE`.
     """
     if value is None:
         return None
@@ -334,5 +347,12 @@ def whole(value: float | None, name: str, *, least: int = 1) -> int | None:
             "but got a smaller one instead.",
             param=name,
             code="integer_below_min_value",
+        )
+    if value > MAX_WHOLE:
+        raise invalid(
+            f"Invalid '{name}': integer above maximum value. Expected a value <= {MAX_WHOLE}, "
+            "but got a larger one instead.",
+            param=name,
+            code="integer_above_max_value",
         )
     return int(value)

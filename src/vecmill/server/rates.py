@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 from vecmill.server.errors import Header, Refusal, wait
 from vecmill.server.options import Limits
@@ -61,6 +60,64 @@ class _Use:
         return not self.running and all(b is None or b.left >= b.limit for b in buckets)
 
 
+class Ticket:
+    """One request that was let in; it runs as long as the block.
+
+    Without limits nothing is counted.
+    """
+
+    __slots__ = ("_use",)
+
+    def __init__(self, use: _Use | None) -> None:
+        self._use = use
+
+    def __enter__(self) -> Ticket:
+        if self._use is not None:
+            self._use.running += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._use is not None:
+            self._use.running -= 1
+
+    def take(self, tokens: int) -> tuple[Header, ...]:
+        """Count the request's tokens, all of them or none.
+
+        Args:
+            tokens: Of the whole request, counted exactly.
+
+        Returns:
+            The `x-ratelimit-*` headers of a good answer.
+
+        Raises:
+            Refusal: 429, with `retry-after` and the same headers; the request stays counted, its tokens are
+                not. One of more tokens than a whole minute's worth is told not to come again.
+        """
+        use = self._use
+        if use is None:
+            return ()
+        use.fill(asyncio.get_running_loop().time())
+        bucket = use.tokens
+        if bucket is not None:
+            if tokens > bucket.limit:
+                raise _too_large(tokens, bucket.limit, use)
+            if (seconds := bucket.seconds_until(tokens)) > 0:
+                raise _refused(
+                    f"this key may send {bucket.limit} tokens a minute; {max(int(bucket.left), 0)} are left, "
+                    f"{tokens} were asked for",
+                    seconds,
+                    use,
+                )
+            bucket.left -= tokens
+        return _headers(use)
+
+
+FREE = Ticket(None)
+"""What is not limited."""
+
+
 class Rates:
     """The limits of every caller; on one event loop.
 
@@ -75,32 +132,24 @@ class Rates:
         self._uses: OrderedDict[str, _Use] = OrderedDict()
         self.is_on = not (self._requests is None and self._tokens is None and self._concurrency is None)
 
-    @contextmanager
-    def enter(self, caller: str, tokens: int) -> Iterator[tuple[Header, ...]]:
-        """Count one request of a caller while the block runs; costs nothing where there are no limits.
+    def enter(self, caller: str) -> Ticket:
+        """Count one request of a caller, before its body is read; costs nothing where there are no limits.
 
         Args:
             caller: `Caller.id`.
-            tokens: Tokens of the request, counted exactly.
 
-        Yields:
-            The `x-ratelimit-*` headers of a good answer.
+        Returns:
+            What its tokens are taken from once they are counted; the request runs while the ticket's block
+            does.
 
         Raises:
-            Refusal: 429, with `retry-after` and the same headers; nothing is counted then. A request that
-                is larger than a whole minute's worth is told not to come again.
+            Refusal: 429, with `retry-after`; the request is not counted then.
         """
         if not self.is_on:
-            yield ()
-            return
-        now = asyncio.get_running_loop().time()
-        use = self._use(caller, now)
-        self._admit(use, tokens)
-        use.running += 1
-        try:
-            yield _headers(use)
-        finally:
-            use.running -= 1
+            return FREE
+        use = self._use(caller, asyncio.get_running_loop().time())
+        self._admit(use)
+        return Ticket(use)
 
     def _use(self, caller: str, now: float) -> _Use:
         use = self._uses.get(caller)
@@ -111,8 +160,8 @@ class Rates:
         use.fill(now)
         return use
 
-    def _admit(self, use: _Use, tokens: int) -> None:
-        """Take one request and its tokens from the buckets, or from none of them."""
+    def _admit(self, use: _Use) -> None:
+        """Take one request; who has no token left need not send one."""
         if self._concurrency is not None and use.running >= self._concurrency:
             raise _refused(
                 f"this key may have {self._concurrency} requests running at once and has as many",
@@ -121,17 +170,10 @@ class Rates:
             )
         if use.requests is not None and (seconds := use.requests.seconds_until(1)) > 0:
             raise _refused(f"this key may send {use.requests.limit} requests a minute", seconds, use)
-        if use.tokens is not None:
-            if tokens > use.tokens.limit:
-                raise _too_large(tokens, use.tokens.limit, use)
-            if (seconds := use.tokens.seconds_until(tokens)) > 0:
-                raise _refused(
-                    f"this key may send {use.tokens.limit} tokens a minute; {max(int(use.tokens.left), 0)} "
-                    f"are left, {tokens} were asked for",
-                    seconds,
-                    use,
-                )
-            use.tokens.left -= tokens
+        if use.tokens is not None and (seconds := use.tokens.seconds_until(1)) > 0:
+            raise _refused(
+                f"this key may send {use.tokens.limit} tokens a minute and has none left", seconds, use
+            )
         if use.requests is not None:
             use.requests.left -= 1
 

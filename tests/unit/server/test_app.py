@@ -14,7 +14,7 @@ import pytest
 
 from vecmill.core.config import Settings
 from vecmill.core.errors import CorruptFileError, InputError
-from vecmill.server.access import Right
+from vecmill.server.access import Gate, Right
 from vecmill.server.app import App, create_app
 from vecmill.server.call import Answer, Call, ClientLeft
 from vecmill.server.errors import Refusal
@@ -30,11 +30,14 @@ class Exchange:
     app: App
     body: Sequence[bytes] = (b"",)
     headers: dict[str, str] = field(default_factory=dict)
+    again: dict[str, str] = field(default_factory=dict)
+    pause: float = 0.0
     leaves: bool = False
     sent: list[dict[str, Any]] = field(default_factory=list)
 
     async def ask(self, method: str = "POST", path: str = "/x") -> Exchange:
-        given = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in self.headers.items()]
+        every = [*self.headers.items(), *self.again.items()]
+        given = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in every]
         scope = {
             "type": "http",
             "method": method,
@@ -47,6 +50,7 @@ class Exchange:
 
         async def receive() -> dict[str, Any]:
             if waiting:
+                await asyncio.sleep(self.pause)
                 chunk = waiting.pop(0)
                 return {"type": "http.request", "body": chunk, "more_body": bool(waiting)}
             if not self.leaves:
@@ -212,3 +216,166 @@ def test_a_server_that_stops_closes_its_connections(app: App) -> None:
 def test_an_unknown_path_is_an_error_object(app: App) -> None:
     done = run_virtual(Exchange(answering(app, fine)).ask(path="/nothing"))
     assert (done.status, done.error["type"]) == (404, "invalid_request_error")
+
+
+@pytest.mark.parametrize("name", ["authorization", "api-key", "host"])
+def test_a_header_that_says_who_asks_is_sent_once(app: App, name: str) -> None:
+    given = {} if name == "host" else {name: "Bearer a"}
+    done = run_virtual(Exchange(answering(app, fine), headers=given, again={name: "Bearer b"}).ask())
+    assert done.status == 400
+    assert name in done.error["message"]
+
+
+def test_the_answer_to_a_preflight_says_nothing_of_a_body(app: App) -> None:
+    headers = {"access-control-request-method": "POST"}
+    done = run_virtual(Exchange(answering(app, fine), headers=headers).ask("OPTIONS"))
+    assert (done.status, done.content) == (204, b"")
+    assert not done.answered.keys() & {"content-type", "content-length"}
+
+
+# Time
+
+
+def test_the_answers_time_begins_when_the_body_is_complete(app: App) -> None:
+    """The body takes 20 s, four times what the answer may; then the answer has its 5 s."""
+
+    async def handler(call: Call) -> Answer:
+        await call.body(100)
+        left = call.deadline - asyncio.get_running_loop().time()
+        assert left == pytest.approx(5.0, abs=0.01)
+        await asyncio.sleep(4.9)
+        return Answer(200, b"{}")
+
+    done = run_virtual(Exchange(answering(app, handler), body=(b"a", b"b"), pause=10.0).ask())
+    assert done.status == 200
+
+    async def never(call: Call) -> Answer:
+        await call.body(100)
+        await asyncio.sleep(5.1)
+        raise AssertionError
+
+    done = run_virtual(Exchange(answering(app, never), body=(b"a", b"b"), pause=10.0).ask())
+    assert done.status == 504
+
+
+def test_a_body_without_end_is_the_clients_fault_and_bounded(app: App) -> None:
+    async def go() -> tuple[Exchange, float]:
+        done = await Exchange(answering(app, fine), body=(b"a", b"b"), pause=1000.0).ask()
+        return done, asyncio.get_running_loop().time()
+
+    async def timed() -> tuple[Exchange, float]:
+        begun = asyncio.get_running_loop().time()
+        done, end = await go()
+        return done, end - begun
+
+    done, took = run_virtual(timed())
+    assert (done.status, done.answered["connection"]) == (408, "close")
+    assert took == pytest.approx(60 + 5, abs=0.1)  # the body's time and the answer's
+
+
+def test_a_gate_that_does_not_answer_is_bounded_too(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(self: object, *args: object, **more: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Gate, "check", never)
+    assert run_virtual(Exchange(answering(app, fine)).ask()).status == 504
+
+
+# Bodies
+
+
+def test_bodies_together_are_bounded_and_small_ones_pass(tmp_path: Path) -> None:
+    limits = Limits(max_bodies_bytes=300_000, request_seconds=5.0)
+    app = create_app(Options(limits=limits), settings=Settings(tmp_path, tmp_path))
+
+    async def size(call: Call) -> Answer:
+        return Answer(200, b"%d" % len(await call.body(1 << 20)))
+
+    answering(app, size)
+
+    async def go() -> list[Exchange]:
+        half = (b"x" * 100_000, b"x" * 100_000, b"")
+        many = [asyncio.create_task(Exchange(app, body=half, pause=1.0).ask()) for _ in range(10)]
+        await asyncio.sleep(2.5)
+        assert 0 < app.server.bodies.held <= 300_000
+        small = await Exchange(app, body=(b"x" * 60_000,)).ask()
+        assert (small.status, small.content) == (200, b"60000")
+        large = await Exchange(app, body=(b"x" * 200_000,)).ask()
+        assert (large.status, large.error["code"]) == (429, "too_many_bodies")
+        assert large.answered["connection"] == "close"
+        assert int(large.answered["retry-after"]) >= 1
+        return await asyncio.gather(*many)
+
+    done = run_virtual(go())
+    statuses = [one.status for one in done]
+    assert statuses.count(200) >= 1
+    assert set(statuses) == {200, 429}
+    assert app.server.bodies.held == 0
+
+
+@pytest.mark.parametrize("how", ["leaves", "late", "cancelled", "fails"])
+def test_what_a_body_held_is_given_back_however_it_ends(app: App, how: str) -> None:
+    async def handler(call: Call) -> Answer:
+        await call.body(1 << 20)
+        raise ValueError
+
+    async def go() -> None:
+        pieces = (b"x" * 200_000, b"") if how == "fails" else (b"x" * 200_000, b"x", b"")
+        exchange = Exchange(answering(app, handler), body=pieces, pause=0.1 if how == "fails" else 40.0)
+        if how == "leaves":
+            exchange = Exchange(app, body=())
+            given = [b"x" * 200_000]
+
+            async def leave() -> dict[str, Any]:
+                if given:
+                    return {"type": "http.request", "body": given.pop(), "more_body": True}
+                assert app.server.bodies.held > 0
+                return {"type": "http.disconnect"}
+
+            scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"127.0.0.1")]}
+            await app(scope, leave, _nothing)
+            return
+        task = asyncio.create_task(exchange.ask())
+        if how == "cancelled":
+            await asyncio.sleep(41)
+            assert app.server.bodies.held > 0
+            task.cancel()
+        await asyncio.wait([task])
+
+    run_virtual(go())
+    assert app.server.bodies.held == 0
+
+
+async def _nothing(message: Any) -> None:
+    raise AssertionError(message)
+
+
+# Limits of a key
+
+
+def test_a_caller_above_its_limits_is_refused_before_its_body_is_read(tmp_path: Path) -> None:
+    limits = Limits(key_requests_per_minute=2, key_concurrency=1)
+    app = create_app(Options(limits=limits), settings=Settings(tmp_path, tmp_path))
+    read: list[int] = []
+
+    async def handler(call: Call) -> Answer:
+        read.append(len(await call.body(100)))
+        return Answer(200, b"{}", headers=call.ticket.take(1))
+
+    app.server.table = Table([Route("POST", "/x", handler, Right.EMBED, "x")])
+
+    async def go() -> list[Exchange]:
+        slow = asyncio.create_task(Exchange(app, body=(b"a",), pause=1.0).ask())
+        await asyncio.sleep(0.5)
+        beside = await Exchange(app, body=(b"a",)).ask()
+        first = await slow
+        second = await Exchange(app, body=(b"a",)).ask()
+        third = await Exchange(app, body=(b"a",)).ask()
+        return [beside, first, second, third]
+
+    beside, first, second, third = run_virtual(go())
+    assert [one.status for one in (beside, first, second, third)] == [429, 200, 200, 429]
+    assert "at once" in beside.error["message"]
+    assert first.answered["x-ratelimit-remaining-requests"] == "1"
+    assert "requests a minute" in third.error["message"]
+    assert len(read) == 2, "a refused body was read"

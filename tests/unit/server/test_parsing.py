@@ -231,3 +231,28 @@ def test_other_numbers_are_refused(given: float, code: str) -> None:
     with pytest.raises(Refusal) as caught:
         whole(given, "dimensions")
     assert (caught.value.param, caught.value.code) == ("dimensions", code)
+
+
+@pytest.mark.parametrize(
+    ("body", "halved"),
+    [
+        (rb'{"model":"m","input":"\ud800"}', True),
+        (rb'{"model":"m","input":"\uDBFFx"}', True),
+        (rb'{"model":"m","input":"x\udc00 and more"}', True),
+        (rb'{"model":"m","input":"\ud83d\ude00", }', False),
+        (rb'{"model":"m","input":"\\ud800", }', False),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_called_so(body: bytes, halved: bool) -> None:
+    with pytest.raises(Refusal) as caught:
+        parse(body, EmbeddingsRequest)
+    assert caught.value.status == 400
+    assert ("half of a surrogate pair" in caught.value.message) == halved
+
+
+@pytest.mark.parametrize("value", [10**16, 1e300])
+def test_a_number_of_any_length_is_not_repeated(value: float) -> None:
+    with pytest.raises(Refusal) as caught:
+        whole(value, "dimensions")
+    assert caught.value.code == "integer_above_max_value"
+    assert len(caught.value.message) < 200

@@ -23,13 +23,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 def ask(rates: Rates, tokens: int = 1, *, caller: str = "key:a") -> dict[str, str]:
     """Send one request that ends at once; return its headers."""
-    with rates.enter(caller, tokens) as headers:
-        return dict(headers)
+    with rates.enter(caller) as ticket:
+        return dict(ticket.take(tokens))
 
 
 def refusal(rates: Rates, tokens: int = 1, *, caller: str = "key:a") -> Refusal:
-    with pytest.raises(Refusal) as caught, rates.enter(caller, tokens):
-        pytest.fail("it was let in")
+    with pytest.raises(Refusal) as caught, rates.enter(caller) as ticket:
+        ticket.take(tokens)
     assert (caught.value.status, caught.value.type) == (429, "rate_limit_error")
     assert caught.value.code == "rate_limit_exceeded"
     return caught.value
@@ -98,7 +98,7 @@ def test_tokens_are_taken_whole_or_not_at_all() -> None:
         refused = refusal(rates, 200)
         assert "6000 tokens a minute; 100 are left, 200 were asked for" in refused.message
         assert dict(refused.headers)["retry-after-ms"] == "1000"
-        assert dict(refused.headers)["x-ratelimit-remaining-requests"] == "99", "a refusal was counted"
+        assert dict(refused.headers)["x-ratelimit-remaining-requests"] == "98", "its body was read"
         assert ask(rates, 100)["x-ratelimit-remaining-tokens"] == "0"
 
     run(main())
@@ -132,8 +132,8 @@ def test_requests_at_once_end_also_when_they_fail_or_are_cancelled() -> None:
         held = asyncio.Event()
 
         async def one() -> None:
-            with rates.enter("key:a", 1) as headers:
-                assert headers == ()
+            with rates.enter("key:a") as ticket:
+                assert ticket.take(1) == ()
                 await held.wait()
                 raise ValueError
 
@@ -146,7 +146,7 @@ def test_requests_at_once_end_also_when_they_fail_or_are_cancelled() -> None:
         ask(rates)
         held.set()
         await asyncio.wait(tasks)
-        with rates.enter("key:a", 1), rates.enter("key:a", 1):
+        with rates.enter("key:a"), rates.enter("key:a"):
             refusal(rates)
         for task in tasks:
             assert task.cancelled() or isinstance(task.exception(), ValueError)
@@ -175,7 +175,7 @@ def test_who_came_longest_ago_is_forgotten_but_nobody_who_is_inside(monkeypatch:
 
     async def main() -> None:
         rates = Rates(Limits(key_requests_per_minute=1, key_concurrency=1))
-        with rates.enter("key:inside", 1):
+        with rates.enter("key:inside"):
             for i in range(50):
                 ask(rates, caller=f"key:{i}")
             assert len(rates._uses) == 10
@@ -185,5 +185,19 @@ def test_who_came_longest_ago_is_forgotten_but_nobody_who_is_inside(monkeypatch:
         await asyncio.sleep(60)
         ask(rates, caller="key:new")
         assert list(rates._uses) == ["key:new"]  # all others had nothing used any more
+
+    run(main())
+
+
+def test_who_has_no_token_left_is_refused_before_anything_is_read() -> None:
+    async def main() -> None:
+        rates = Rates(Limits(key_tokens_per_minute=60, key_requests_per_minute=10))
+        ask(rates, 60)
+        with pytest.raises(Refusal, match="none left") as caught:
+            rates.enter("key:a")
+        said = dict(caught.value.headers)
+        assert (said["retry-after-ms"], said["x-ratelimit-remaining-requests"]) == ("1000", "9")
+        await asyncio.sleep(1)
+        ask(rates, 1)
 
     run(main())

@@ -54,8 +54,8 @@ async def _answer(
         size = check_dimensions(dimensions, served.info, allow=options.allow_truncated_dimensions)
         asked = Asked(role, long_text_of(request.truncate, served.long_text), options.token_ids)
         work = await unless_left(call, encode(served.provider, request.input, asked, options.limits))
-        with call.server.gate.rates.enter(call.caller.id, work.tokens) as rates:
-            vectors = await sized(await embed(call, served, work), size)
+        rates = call.ticket.take(work.tokens)
+        vectors = await sized(await embed(call, served, work), size)
         said = (*_headers(served, len(work.cut), started), *rates)
     encoding = request.encoding_format or "float"
     if wants_raw(call.headers.get("accept", "")):

@@ -29,13 +29,13 @@ async def rerank(call: Call) -> Answer:
     async with call.server.models.lease(request.model) as served:
         long_text = long_text_of(request.truncate, served.long_text)
         asked = Asked(InputType.QUERY, long_text, param="query")
-        query = await encode_texts(served.provider, [request.query], asked, options.limits)
+        query = await unless_left(call, encode_texts(served.provider, [request.query], asked, options.limits))
         asked = Asked(InputType.DOCUMENT, long_text, param="documents")
         work = await unless_left(call, encode_texts(served.provider, documents, asked, options.limits))
         total = query.tokens + work.tokens
         refuse_tokens(total, options.limits)
-        with call.server.gate.rates.enter(call.caller.id, total) as rates:
-            (asking, *_), vectors = await embed_each(call, served, [query, work])
+        rates = call.ticket.take(total)
+        (asking, *_), vectors = await embed_each(call, served, [query, work])
         name = served.name
     scores = await asyncio.to_thread(cosines, asking, vectors)
     order = np.argsort(-scores, kind="stable")[: len(documents) if top is None else top].tolist()

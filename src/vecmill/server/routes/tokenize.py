@@ -49,9 +49,9 @@ async def tokenize(call: Call) -> Answer:
                 )
         shape = _Shape(vocabulary, length, bool(request.pad_to_max_length), request.padding_side == "left")
         small = sum(map(len, texts)) <= _AT_ONCE_CHARACTERS
-        with call.server.gate.rates.enter(call.caller.id, 0) as rates:  # nothing is computed: no tokens
-            reading = shape.every(texts, limits, specials=specials, small=small)
-            found = await unless_left(call, reading)
+        reading = shape.every(texts, limits, specials=specials, small=small)
+        found = await unless_left(call, reading)
+        rates = call.ticket.take(0)  # nothing is computed: no tokens
     call.noted.texts, call.noted.tokens = len(texts), sum(map(len, found))
     said = {"tokens": found[0] if single else found}
     body = orjson.dumps(said) if small else await asyncio.to_thread(orjson.dumps, said)
