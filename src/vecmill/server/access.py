@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vecmill.core import clock
 from vecmill.core.config import Settings
+from vecmill.server.door import whose
 from vecmill.server.errors import Refusal, unavailable, wait
 from vecmill.server.hosts import needs_keys
 from vecmill.server.keys import FILE_NAME, Key, KeyStore, Right, given_keys, masked
@@ -193,7 +193,7 @@ class _Failures:
 
     def count(self, address: str, now: float) -> float | None:
         """Count a wrong key. Return None, or the seconds to wait where there were too many."""
-        network = _network(address)
+        network = whose(address)
         left, when = self._left.pop(network, (float(self._most), now))
         left = min(left + (now - when) * self._most / 60, float(self._most))
         if left < 1:
@@ -203,19 +203,6 @@ class _Failures:
         if len(self._left) > MAX_ADDRESSES:
             self._left.popitem(last=False)
         return None
-
-
-def _network(address: str) -> str:
-    """Return what counts as one address: of IPv6 the network of 64 bits, which is one customer."""
-    if ":" not in address:
-        return address
-    try:
-        found = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 def _unauthorized(message: str) -> Refusal:

@@ -108,7 +108,10 @@ class Door:
 
 
 def whose(address: str) -> str:
-    """Return what connections are counted by: an IPv4 address, or the network one IPv6 customer has."""
+    """Return what connections and wrong keys are counted by.
+
+    That is an IPv4 address, or the network of 64 bits that one IPv6 customer has.
+    """
     if ":" not in address:
         return address
     try:

@@ -269,7 +269,7 @@ class Guard(HttpToolsProtocol):
         super().on_url(url)
         most = self.door.limits.max_line_bytes
         if len(self.url) > most:
-            self._stop(Problem(414, f"the request line is longer than {most} bytes", "line"))
+            self._stop(Problem(431, f"the request line is longer than {most} bytes", "line"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Bound headers; those after a chunked body say nothing here."""

@@ -456,6 +456,8 @@ def _read_own(reader: _Reader, vocabulary: Vocabulary, lists: list[list[int]], o
                 f"{vocabulary.rows - 1}), at index {at}.",
                 param=reader.asked.param,
             )
+        if len(lists[at]) == sum(vocabulary.specials):
+            raise wrong_input(f"{reader.asked.param}[{at}] stands for no text.", param=reader.asked.param)
     given = [np.array(lists[at], dtype=np.int32) for at in own]
     texts = [vocabulary.decode(lists[at]) for at in own]
     again = vocabulary.encode(texts)

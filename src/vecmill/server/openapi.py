@@ -19,16 +19,18 @@ _ERRORS = {
     401: "No key, or a wrong one.",
     403: "The key has not the right, or the page may not ask.",
     404: "No such model or path.",
+    405: "The path takes another method: `allow` names it.",
     408: "The request came too slowly.",
     413: "The body is too large.",
     415: "The body is not plain JSON.",
     421: "The Host is none of this server's.",
     429: "Too much at the moment: `retry-after-ms` says when to come back.",
-    431: "The request's headers are too large.",
+    431: "The request line or the headers are too large.",
     500: "The server failed.",
     502: "The provider behind the server failed.",
     503: "The model is being loaded, or the server stops.",
     504: "The request's deadline passed.",
+    505: "This is not HTTP/1.1.",
 }
 _BODY_ERRORS = {408, 413, 415}
 _WORK_ERRORS = {502, 504}

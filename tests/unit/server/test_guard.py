@@ -166,10 +166,10 @@ def _until(holds: Any) -> None:
 # Too much
 
 
-def test_long_request_line_is_answered_414(calm: Place) -> None:
+def test_long_request_line_is_answered_431(calm: Place) -> None:
     with Raw(calm.origin) as client:
         client.send(b"GET /" + b"a" * 9000)
-        assert _is_refusal(client.reply(), 414)
+        assert _is_refusal(client.reply(), 431)
 
 
 def test_header_of_five_megabytes_is_answered_431_before_it_is_there(calm: Place) -> None:

@@ -95,7 +95,7 @@ ROUTES: tuple[Route, ...] = (
     *_on_every_base(),
     Route(
         "POST",
-        "/openai/deployments/{deployment}/embeddings",
+        "/openai/deployments/{deployment:path}/embeddings",
         deployment_embeddings,
         Right.EMBED,
         "embeddings",
