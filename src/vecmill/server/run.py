@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -21,9 +22,9 @@ from vecmill.core.errors import ConfigError, InputError
 from vecmill.core.extras import installed, require
 from vecmill.server import logs, tracing
 from vecmill.server.app import App
-from vecmill.server.door import Door
+from vecmill.server.door import MAX_LINGERING, Door
 from vecmill.server.guard import Guard, guarded
-from vecmill.server.options import Options
+from vecmill.server.options import Limits, Options
 
 require("uvicorn", extra="serve")
 
@@ -31,6 +32,9 @@ from uvicorn.config import Config  # noqa: E402 - after the words for who lacks 
 from uvicorn.server import ServerState  # noqa: E402
 
 BACKLOG = 2048
+
+OTHER_FILES = 256
+"""Open files beside connections: models, caches, keys, the log."""
 
 _CLOSE_SECONDS = 10.0
 """What models may take to close, after the last answer."""
@@ -40,8 +44,8 @@ def serve(app: App, *, on_start: Callable[[str], None] | None = None, log_level:
     """Serve until a signal; returns after requests in flight are answered.
 
     The address answers at once; models are loaded meanwhile. SIGTERM and SIGINT begin the end: readiness says
-    so for `drain_notice_seconds` (not after Ctrl-C), then nobody new is let in, and what was sent before is
-    answered within `drain_seconds`. A second signal ends the process at once.
+    so for `drain_notice_seconds` (not after Ctrl-C, nor before it was ready), then nobody new is let in, and
+    what was sent before is answered within `drain_seconds`. A second signal ends the process at once.
 
     Args:
         app: What is served.
@@ -54,11 +58,13 @@ def serve(app: App, *, on_start: Callable[[str], None] | None = None, log_level:
         Error: A model cannot be loaded.
     """
     with contextlib.ExitStack() as stack:
+        tls = _tls(app.server.options)  # before anybody can connect
         sockets = listen(app.server.options)
         stack.callback(_close_all, sockets)
         if log_level is not None:
             stack.enter_context(logs.to_stderr(log_level))
-        listener = _Listener(app, sockets)
+        _allow_files(app.server.options.limits)
+        listener = _Listener(app, sockets, tls)
         if (tracer := tracing.tracer()) is not None:
             app.server.tracer = tracer
             stack.callback(tracer.close)
@@ -77,9 +83,10 @@ def served_in_thread(app: App) -> Iterator[str]:
         Error: A model cannot be loaded.
     """
     with contextlib.ExitStack() as stack:
+        tls = _tls(app.server.options)
         sockets = listen(app.server.options, port=0)
         stack.callback(_close_all, sockets)
-        listener = _Listener(app, sockets)
+        listener = _Listener(app, sockets, tls)
         begun = threading.Event()
         failed: list[BaseException] = []
         ends: list[Callable[[], object]] = []
@@ -185,6 +192,28 @@ def _close_all(sockets: list[socket.socket]) -> None:
         one.close()
 
 
+def _allow_files(limits: Limits) -> None:
+    """Let the process have as many open files as its connections need, or say that it may not."""
+    if sys.platform == "win32":
+        return
+    import resource  # not on Windows
+
+    needed = limits.max_connections + MAX_LINGERING + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    with contextlib.suppress(ValueError, OSError):
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if (soft := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < needed:
+        logs.event(
+            "too few open files allowed: raise the limit (ulimit -n), or lower max_connections",
+            level=logging.WARNING,
+            allowed=soft,
+            needed=needed,
+        )
+
+
 def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes the event loop: uvloop's where it is installed."""
     if not installed("uvloop"):
@@ -225,13 +254,13 @@ class _Listener:
         origin: Where it is reached.
     """
 
-    def __init__(self, app: App, sockets: list[socket.socket]) -> None:
+    def __init__(self, app: App, sockets: list[socket.socket], tls: ssl.SSLContext | None) -> None:
         server = app.server
         self.app = app
         self._sockets = sockets
         self._door = Door(server.options.limits, server.metrics)
         self._protocol = guarded(self._door)
-        self._tls = _tls(server.options)
+        self._tls = tls
         self._state = ServerState()
         self._config = Config(
             app,
@@ -329,7 +358,8 @@ async def _until_a_signal(listener: _Listener, on_start: Callable[[str], None] |
     loading = asyncio.create_task(listener.app.server.start())
     stop = asyncio.create_task(got.first.wait())
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if not loading.done():
+    loaded = loading.done()
+    if not loaded:
         loading.cancel()
     (outcome,) = await asyncio.gather(loading, return_exceptions=True)
     if isinstance(outcome, BaseException) and not got.first.is_set():
@@ -342,7 +372,8 @@ async def _until_a_signal(listener: _Listener, on_start: Callable[[str], None] |
         gc.freeze()  # what lives as long as the server is not looked at again
     await stop
     limits = listener.app.server.options.limits
-    await listener.drain(notice=0.0 if got.by_hand else limits.drain_notice_seconds)
+    noticed = loaded and not got.by_hand  # before it was ready, nobody sent requests here
+    await listener.drain(notice=limits.drain_notice_seconds if noticed else 0.0)
 
 
 class _Signals:
