@@ -233,5 +233,8 @@ class HostedProvider(Provider, Protocol):
     ) -> None:
         """Keep a smaller limit the endpoint was found to have; `info` says it from now on."""
 
+    def hasten(self, seconds: float) -> None:
+        """Let one request take at most so many seconds from now on, where it may take longer."""
+
     def varied(self, *, user: str | None = None, deployment: str | None = None) -> HostedProvider:
         """Return this provider with another user or deployment in its requests; connections are shared."""

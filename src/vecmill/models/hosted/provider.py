@@ -184,6 +184,11 @@ class HostedProvider:
             )
         )
 
+    def hasten(self, seconds: float) -> None:
+        """Let one request take at most so many seconds from now on, where it may take longer."""
+        if seconds < self._connection.timeout:
+            self._connection = replace(self._connection, timeout=seconds)
+
     def varied(self, *, user: str | None = None, deployment: str | None = None) -> HostedProvider:
         """Return this provider with another user or deployment in its requests; connections are shared.
 

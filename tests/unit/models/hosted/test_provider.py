@@ -465,6 +465,21 @@ def test_fault_is_one_request_and_its_own_error(kind: str, caplog: pytest.LogCap
     assert (error.provider, error.model) == ("openai", SMALL)
 
 
+def test_a_hastened_request_that_hangs_ends_at_the_smaller_time() -> None:
+    async def use(simulator: Simulator) -> tuple[float, float]:
+        async with opened(connect(simulator)) as provider:
+            provider.hasten(4.0)
+            provider.hasten(1_000.0)
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(UnavailableError):
+                await embedding(provider, *TEXTS)
+            return asyncio.get_running_loop().time() - started, provider.endpoint.timeout
+
+    took, limit = with_simulator(use, Scenario(faults=(Fault("timeout", times=1),)))
+    assert took == pytest.approx(4.0, abs=0.1)
+    assert limit == 4.0
+
+
 @pytest.mark.parametrize(
     "kind", [kind for kind in FAULTS if kind.startswith("rate_") and kind != "rate_silent"]
 )
