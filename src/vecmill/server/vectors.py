@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -121,7 +121,7 @@ class _Watch:
 
 
 async def _finite(call: Call, served: Served, work: Work) -> Batched:
-    """Return the vectors of all pieces; what is not finite is tried once more, alone.
+    """Return the vectors of all pieces; what is not finite is tried again, together and then in halves.
 
     Raises:
         Refusal: 500 or 502, an input has no vector.
@@ -134,40 +134,84 @@ async def _finite(call: Call, served: Served, work: Work) -> Batched:
         rows = list(range(len(work.encoded)))
         found = Batched(np.zeros((len(rows), served.info.width), dtype=np.float32))
     else:
-        bad = [at for at, error in found.errors.items() if isinstance(error, BadReplyError)]
-        if not _all_finite(found.vectors):
-            bad += np.flatnonzero(~np.isfinite(found.vectors).all(axis=1)).tolist()
-        rows = sorted(set(bad))
-    errors = {at: error for at, error in found.errors.items() if at not in rows}
+        rows = _unusable(found)
+    _raise_first(work, {at: error for at, error in found.errors.items() if at not in rows})
+    if not rows:
+        return found
+    again = _Again(call, served, work, found.vectors.copy())
+    await again.fill(rows)
+    return Batched(again.vectors, {}, found.cached)
+
+
+class _Again:
+    """Asks once more for vectors that were not usable.
+
+    A batch may be spoilt by one of its texts, also by another request's: mostly all are well when they are
+    asked for without the others. Otherwise the bad one of n texts is found in about log2 n calls.
+    """
+
+    def __init__(self, call: Call, served: Served, work: Work, vectors: Vectors) -> None:
+        self._call, self._served, self._work = call, served, work
+        self.vectors = vectors
+
+    async def fill(self, rows: list[int], *, spoilt: bool = False) -> bool:
+        """Put the vectors of rows where they belong; return whether they were well at once.
+
+        Args:
+            rows: Of pieces, at least one, ascending.
+            spoilt: One of them is known to be bad: they are not asked for together.
+
+        Raises:
+            Refusal: A piece has no usable vector alone either.
+        """
+        alone = len(rows) == 1
+        if alone or not spoilt:
+            bad = await self._ask(rows)
+            if not bad:
+                return True
+            if alone:
+                raise _failed(_owner(self._work, rows[0]), BadReplyError("not finite"))
+            rows = bad
+        middle = (len(rows) + 1) // 2
+        well = await self.fill(rows[:middle])
+        if middle < len(rows):
+            await self.fill(rows[middle:], spoilt=well)  # the bad one is not in the other half
+        return False
+
+    async def _ask(self, rows: list[int]) -> list[int]:
+        """Ask for rows together, keep what is usable, and return the others."""
+        encoded = self._work.encoded.take(rows)
+        try:
+            found = await self._served.vectors(
+                encoded, key=self._call.caller.id, deadline=self._call.deadline
+            )
+        except BadReplyError:
+            return rows
+        bad = _unusable(found)
+        _raise_first(self._work, {rows[at]: error for at, error in found.errors.items() if at not in bad})
+        self.vectors[rows] = found.vectors
+        return [rows[at] for at in bad]
+
+
+def _unusable(found: Batched) -> list[int]:
+    """Return the rows, ascending, whose vectors are not finite or which are said to be bad."""
+    bad = {at for at, error in found.errors.items() if isinstance(error, BadReplyError)}
+    if not _all_finite(found.vectors):
+        bad.update(np.flatnonzero(~np.isfinite(found.vectors).all(axis=1)).tolist())
+    return sorted(bad)
+
+
+def _raise_first(work: Work, errors: Mapping[int, ProviderError]) -> None:
+    """Refuse the request for the first of its pieces that failed."""
     if errors:
         at, error = min(errors.items())
         raise _failed(_owner(work, at), error)
-    if not rows:
-        return found
-    vectors = found.vectors.copy()
-    for at in rows:
-        vectors[at] = await _alone(call, served, work, at)
-    return Batched(vectors, {}, found.cached)
 
 
 def _all_finite(vectors: Vectors) -> bool:
     """Say whether every component is finite; one product, which is NaN or infinite where one is not."""
     flat = vectors.ravel()
     return math.isfinite(flat @ flat) or bool(np.isfinite(flat).all())
-
-
-async def _alone(call: Call, served: Served, work: Work, at: int) -> Vectors:
-    """Return the vector of one piece, (width,)."""
-    try:
-        again = await served.vectors(work.encoded.take([at]), key=call.caller.id, deadline=call.deadline)
-    except BadReplyError as error:
-        raise _failed(_owner(work, at), error) from error
-    if again.errors:
-        raise _failed(_owner(work, at), again.errors[0])
-    if not _all_finite(again.vectors):
-        raise _failed(_owner(work, at), BadReplyError("not finite"))
-    vector: Vectors = again.vectors[0]
-    return vector
 
 
 def _owner(work: Work, piece: int) -> int:

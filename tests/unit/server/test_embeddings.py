@@ -18,7 +18,7 @@ import pytest
 from vecmill.core import tokens
 from vecmill.core.errors import BadReplyError, RefusedError
 from vecmill.core.types import InputType, LongText
-from vecmill.models.base import Encoded, ModelInfo
+from vecmill.models.base import Advance, Encoded, ModelInfo, Reply, no_advance
 from vecmill.server.options import Limits, Options
 from vecmill.testing.clock import run_virtual
 from vecmill.testing.fakes import FakeProvider
@@ -476,11 +476,48 @@ def test_a_vector_that_stays_unusable_is_never_sent(encoding: str) -> None:
     assert found.headers["x-should-retry"] == "false"
 
 
-def test_a_batch_without_a_usable_reply_is_asked_text_by_text() -> None:
+def test_a_batch_without_a_usable_reply_is_asked_for_once_more_together() -> None:
     provider = FakeProvider(faults={0: BadReplyError("not finite")})
     found = asked(app(provider), "/v1/embeddings", {"model": "m", "input": ["a", "b"]})
     np.testing.assert_array_equal(floats(found), FakeProvider().vectors(("a", "b")))
-    assert provider.calls == [("a", "b"), ("a",), ("b",)]
+    assert provider.calls == [("a", "b"), ("a", "b")]
+
+
+def test_a_batch_that_fails_by_chance_is_filled_in_halves() -> None:
+    provider = FakeProvider(faults=dict.fromkeys([0, 1, 2], BadReplyError("not finite")))
+    texts = tuple("abcd")
+    found = asked(app(provider), "/v1/embeddings", {"model": "m", "input": texts})
+    np.testing.assert_array_equal(floats(found), FakeProvider().vectors(texts))
+    assert ["".join(call) for call in provider.calls] == ["abcd", "abcd", "ab", "a", "b", "cd"]
+
+
+class Spoilt(FakeProvider):
+    """A model that gives no reply at all to a batch with a bad text in it."""
+
+    async def embed(self, encoded: Encoded, *, advance: Advance = no_advance) -> Reply:
+        reply = await super().embed(encoded, advance=advance)
+        if any(text.startswith("bad") for text in encoded.texts):
+            raise BadReplyError("not finite")
+        return reply
+
+
+@pytest.mark.parametrize("place", [0, 1, 700, 1023, 1024, 2047])
+def test_the_one_bad_text_of_many_is_found_in_a_few_calls(place: int) -> None:
+    provider = Spoilt()
+    texts = [f"w{number}" for number in range(2048)]
+    texts[place] = "bad"
+    found = asked(app(provider), "/v1/embeddings", {"model": "m", "input": texts})
+    assert (found.status, found.error["code"]) == (500, "no_vector")
+    assert f"index {place}," in found.error["message"]
+    assert len(provider.calls) <= 2 + 11 + 1
+
+
+def test_among_many_bad_texts_the_first_is_named() -> None:
+    provider = Spoilt()
+    texts = [f"bad{number}" if number >= 100 else f"w{number}" for number in range(2048)]
+    found = asked(app(provider), "/v1/embeddings", {"model": "m", "input": texts})
+    assert "index 100," in found.error["message"]
+    assert len(provider.calls) <= 2 + 11 + 1
 
 
 def test_a_text_the_provider_refuses_is_named_by_index() -> None:
