@@ -327,7 +327,21 @@ class _Reader:
         return self.provider.split(text, max_tokens=limit, input_type=self.asked.role)
 
     def read(self, texts: Sequence[str], rows: Sequence[int]) -> _Part:
+        if self.asked.long_text is LongText.TRUNCATE and self.own is None:
+            cut = getattr(self.provider, "encode_beginnings", None)  # of models that compute here
+            if cut is not None and (part := self._begun(cut, texts, rows)) is not None:
+                return part
         return self.fit(texts, rows, self.encode(texts))
+
+    def _begun(
+        self, cut: Callable[..., tuple[Encoded, list[int]]], texts: Sequence[str], rows: Sequence[int]
+    ) -> _Part | None:
+        """Cut texts without reading long ones whole; None where one of them cannot be cut."""
+        try:
+            encoded, long = cut(texts, max_tokens=self.provider.info.max_tokens, input_type=self.asked.role)
+        except InputError:  # `fit` says it
+            return None
+        return _Part(rows, encoded, cut=tuple(rows[at] for at in long))
 
     def fit(self, texts: Sequence[str], rows: Sequence[int], encoded: Encoded) -> _Part:
         """Do with long texts what was asked."""

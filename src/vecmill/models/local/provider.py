@@ -163,6 +163,20 @@ class LocalProvider:
         prefix = self._prefixes[input_type]
         return self._tokenizer.encode([prefix + text for text in texts] if prefix else texts)
 
+    def encode_beginnings(
+        self, texts: Sequence[str], *, max_tokens: int, input_type: InputType
+    ) -> tuple[Encoded, list[int]]:
+        """Do what `encode` and `truncate` do, without reading long texts to their ends.
+
+        Returns:
+            The texts, none above `max_tokens`; and the places of those that were cut.
+
+        Raises:
+            InputError: As `encode` and `truncate`.
+        """
+        prefix = self._prefixes[input_type]
+        return self._tokenizer.encode_beginnings([prefix + text for text in texts], max_tokens)
+
     def split(self, text: str, *, max_tokens: int, input_type: InputType) -> list[Span]:
         """Cut a text into consecutive pieces that each encode to at most `max_tokens` tokens. Linear."""
         return self._tokenizer.split(text, max_tokens=max_tokens, prefix=self._prefixes[input_type])

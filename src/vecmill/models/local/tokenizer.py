@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as _Backend
 
 from vecmill.core.errors import ConfigError, CorruptFileError, InputError
 from vecmill.models.base import Encoded, Span, TokenIds
+from vecmill.models.local.beginnings import borders_of
 
 _CHUNK = 4096
 """Texts per call of the backend: enough to keep its threads busy, little enough to bound memory."""
@@ -22,6 +23,10 @@ _CHUNK = 4096
 
 _QUICK = 8192
 """Characters, or tokens, up to which a call of the backend that stops all other threads is taken: 2 ms."""
+
+
+_CHARACTERS_PER_TOKEN = 6
+"""How many characters of a long text are read first to fill a token; a little more than most texts have."""
 
 
 class Tokenizer:
@@ -53,6 +58,7 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._lowercase = lowercase
+        self._borders = borders_of(settings)
         unknown = settings["model"].get("unk_token")
         self.unknown_id: int | None = (
             self._backend.token_to_id(unknown)
@@ -102,8 +108,81 @@ class Tokenizer:
                 unknown[start : start + len(some)] = running[ends] - running[ends - lengths]
         return Encoded(tuple(texts), counts, unknown, tuple(ids))
 
-    def truncate(self, text: str, ids: TokenIds, max_tokens: int) -> tuple[str, TokenIds]:
+    def encode_beginnings(self, texts: Sequence[str], max_tokens: int) -> tuple[Encoded, list[int]]:
+        """Tokenize texts and cut the long ones; of these no more is read than is needed.
+
+        The result is that of `encode` and `truncate`, to the last byte: where a beginning does not settle it,
+        twice as much is read, at last the whole text.
+
+        Returns:
+            The texts, none above `max_tokens`; and the places of those that were cut.
+
+        Raises:
+            InputError: As `encode` and `truncate`.
+            ConfigError: The model's own tokenizer keeps ends of texts.
+        """
+        size = _CHARACTERS_PER_TOKEN * max_tokens
+        whole = [row for row, text in enumerate(texts) if len(text) <= size or not self._is_settled(text)]
+        rest = sorted(set(range(len(texts))) - set(whole))
+        found: dict[int, tuple[str, TokenIds]] = {}
+        while rest:
+            found |= self._settled({row: texts[row][:size] for row in rest}, max_tokens)
+            size *= 2
+            whole += [row for row in rest if row not in found and len(texts[row]) <= size]
+            rest = [row for row in rest if row not in found and len(texts[row]) > size]
+        cut = sorted(found)
+        read = self.encode([texts[row] for row in whole]).ids or ()
+        for row, ids in zip(whole, read, strict=True):
+            found[row] = self.truncate(texts[row], ids, max_tokens)
+            if len(ids) > max_tokens:
+                cut.append(row)
+        kept = [found[row] for row in range(len(texts))]
+        counts = np.fromiter((len(ids) for _, ids in kept), dtype=np.int64, count=len(kept))
+        unknown = np.zeros(len(kept), dtype=np.int64)
+        if self.unknown_id is not None:
+            unknown[:] = [np.count_nonzero(ids == self.unknown_id) for _, ids in kept]
+        return Encoded(
+            tuple(text for text, _ in kept), counts, unknown, tuple(ids for _, ids in kept)
+        ), sorted(cut)
+
+    def _is_settled(self, text: str) -> bool:
+        """Say whether a beginning can settle how a text begins: not where its lower case looks ahead."""
+        if self._borders is None:
+            return False
+        if text.isascii():
+            return True
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # is told where the whole text is read
+            return False
+        return not self._lowercase
+
+    def _settled(self, pieces: dict[int, str], max_tokens: int) -> dict[int, tuple[str, TokenIds]]:
+        """Return the cut texts of those beginnings that are enough."""
+        head, tail = self.specials
+        last = max_tokens - tail - 1
+        found: dict[int, tuple[str, TokenIds]] = {}
+        if self._borders is None or last < head:
+            return found
+        lowered = [piece.lower() if self._lowercase else piece for piece in pieces.values()]
+        encodings: list[Any] = self._backend.encode_batch(lowered)
+        for (row, piece), encoding in zip(pieces.items(), encodings, strict=True):
+            if len(encoding) > max_tokens and self._borders.settles(piece, encoding, last):
+                ids = np.array(encoding.ids, dtype=np.int32)
+                places = _places(encoding)[head : len(encoding) - tail]
+                found[row] = self.truncate(piece, ids, max_tokens, ends=places[:, 1])
+        return found
+
+    def truncate(
+        self, text: str, ids: TokenIds, max_tokens: int, *, ends: npt.NDArray[np.int64] | None = None
+    ) -> tuple[str, TokenIds]:
         """Cut a text to its first tokens that fit, special tokens kept.
+
+        Args:
+            text: What `ids` were made of.
+            ids: All its tokens, special ones included.
+            max_tokens: How many fit.
+            ends: The character after each token of text, where it is known.
 
         Returns:
             The characters kept and their ids. Where the tokenizer would read the kept characters otherwise
@@ -122,7 +201,8 @@ class Tokenizer:
                 "text keeps "
                 "its end) is not built here: split long texts"
             )
-        ends = self._offsets(text)[:, 1]
+        if ends is None:
+            ends = self._offsets(text)[:, 1]
         for keep in range(min(room, len(ends)), 0, -1):
             kept = text[: ends[keep - 1]]
             again = self.encode([kept]).ids
