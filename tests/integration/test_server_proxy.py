@@ -333,6 +333,9 @@ def test_the_hit_rate_is_a_metric(tmp_path: Path) -> None:
         texts_asked = _sum(metrics, "vecmill_texts_total")
         cached = _sum(metrics, "vecmill_cached_total")
         assert (texts_asked, cached) == (40, 30)
+        billed = running.simulator.billed_tokens
+        assert _sum(metrics, "vecmill_upstream_tokens_total") == billed
+        assert _sum(metrics, "vecmill_tokens_total") > billed
         assert not any(text in metrics for text in asked)
 
 

@@ -114,6 +114,7 @@ class Channel:
         cache: Where vectors are kept; None asks the provider for every text.
         probe_dir: Where probes are kept, or None.
         probe_usage: What probes cost, which no text's usage holds.
+        usage: What all texts cost so far, whoever asked for them.
         bought: Says which keys of the cache this job has bought through the provider's Batch API.
     """
 
@@ -122,6 +123,7 @@ class Channel:
     cache: VectorCache | None = None
     probe_dir: Path | None = None
     probe_usage: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=Usage)
     bought: Callable[[Sequence[bytes]], Mask] | None = None
     _flights: Flights = field(default_factory=Flights)
     _probe_rides: bool = False
@@ -348,6 +350,7 @@ class Channel:
         supplied.sent[rows] = bought.done
         supplied.errors.update((int(rows[at]), error) for at, error in bought.errors.items())
         supplied.usage += bought.usage
+        self.usage += bought.usage
 
     async def _compute(self, work: Encoded, bought: Bought, advance: Advance) -> None:
         """Ask a provider that has no limits but its own packing."""

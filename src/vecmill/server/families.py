@@ -12,6 +12,7 @@ from vecmill.server.batcher import Stats
 from vecmill.server.metrics import SECONDS, Count, Metrics
 
 if TYPE_CHECKING:
+    from vecmill.embedder.channel import Channel
     from vecmill.server.app import Server
     from vecmill.server.loading import Served
 
@@ -29,8 +30,27 @@ from prometheus_client.core import (  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)
+class Bill:
+    """What a hosted model has cost since it was loaded.
+
+    Attributes:
+        usd: Dollars that count against the cap, those of requests whose answer was lost included; None where
+            no price is known.
+        max_usd: The cap; None: there is none.
+        tokens: Billed by the provider. unsure_tokens: of requests whose answer was lost.
+        requests: Sent, those that failed too.
+    """
+
+    usd: float | None
+    max_usd: float | None
+    tokens: int
+    unsure_tokens: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelNow:
-    """One version that answers: who it is, what its batcher did, what waits for it."""
+    """One version that answers: who it is, what its batcher did, what waits for it, what it cost."""
 
     model: str
     version: str
@@ -40,6 +60,7 @@ class ModelNow:
     waiting_requests: int
     leases: int
     cost_bytes: int
+    bill: Bill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +104,22 @@ def _now(served: Served) -> ModelNow:
         batcher.waiting_requests,
         served.leases,
         served.cost_bytes,
+        _bill(served.channel),
+    )
+
+
+def _bill(channel: Channel) -> Bill | None:
+    """Return what a hosted model has cost; None of one that computes here."""
+    engine = channel.engine
+    if engine is None:
+        return None
+    budget, usage = engine.budget, channel.usage + channel.probe_usage + engine.trial_usage
+    return Bill(
+        None if budget.usd_per_million_tokens is None else budget.spent_usd,
+        budget.max_usd,
+        usage.tokens,
+        usage.unsure_tokens,
+        usage.requests,
     )
 
 
@@ -112,6 +149,7 @@ class _Scrape:
         if self._now is not None:
             yield from _server(self._now)
             yield from _models(self._now.models)
+            yield from _bills(self._now.models)
         yield from _ovms(self._metrics, self._now)
         yield from ProcessCollector(registry=None).collect()
 
@@ -214,6 +252,31 @@ def _models(models: Sequence[ModelNow]) -> Iterator[Metric]:
         for one in models:
             counter.add_metric((one.model, one.version), getattr(one.stats, attribute))
         yield counter
+
+
+_BILLS: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str]] = {
+    "usd": (CounterMetricFamily, "vecmill_upstream_usd", "Dollars that count against the cap."),
+    "max_usd": (GaugeMetricFamily, "vecmill_upstream_max_usd", "The cap (--max-usd)."),
+    "tokens": (CounterMetricFamily, "vecmill_upstream_tokens", "Tokens the provider billed."),
+    "unsure_tokens": (
+        CounterMetricFamily,
+        "vecmill_upstream_unsure_tokens",
+        "Tokens of requests whose answer was lost: they may have been billed.",
+    ),
+    "requests": (CounterMetricFamily, "vecmill_upstream_requests", "Requests sent, failed ones too."),
+}
+
+
+def _bills(models: Sequence[ModelNow]) -> Iterator[Metric]:
+    """Say what hosted models have cost; nothing where every model computes here."""
+    hosted = [(one, one.bill) for one in models if one.bill is not None]
+    for attribute, (kind, name, says) in _BILLS.items() if hosted else ():
+        family = kind(name, says, labels=("model", "version"))
+        for one, bill in hosted:
+            value = getattr(bill, attribute)
+            if value is not None:
+                family.add_metric((one.model, one.version), value)
+        yield family
 
 
 def _ovms(metrics: Metrics, now: Now | None) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vecmill.server.batcher import Stats
 from vecmill.server.call import Noted
-from vecmill.server.families import ModelNow, Now
+from vecmill.server.families import Bill, ModelNow, Now
 from vecmill.server.metrics import MAX_SERIES, SECONDS, Metrics
 
 
@@ -91,9 +91,8 @@ def test_documentation_names_every_metric() -> None:
     named = set(re.findall(r"`((?:vecmill|ovms)_\w+)`", page.read_text()))
     metrics = Metrics()
     metrics.request("r", 200, 0.1, Noted(model="m"))
-    now = Now(
-        True, False, 0.0, (ModelNow("m", "1", {"space": "abc"}, Stats(), 0, 0, 0, 0),), (("m", "1", "END"),)
-    )
+    model = ModelNow("m", "1", {"space": "abc"}, Stats(), 0, 0, 0, 0, Bill(1.0, 2.0, 3, 4, 5))
+    now = Now(True, False, 0.0, (model,), (("m", "1", "END"),))
     families = [
         (family.name, family.type)
         for family in text_string_to_metric_families(metrics.render(now).decode())
@@ -101,3 +100,29 @@ def test_documentation_names_every_metric() -> None:
     ]
     given = {f"{name}_total" if kind == "counter" else name for name, kind in families}
     assert given == named
+
+
+def _told(*models: ModelNow) -> dict[tuple[str, str], float]:
+    text = Metrics().render(Now(True, False, 0.0, models, ())).decode()
+    return {
+        (sample.name, sample.labels["model"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("vecmill_upstream")
+    }
+
+
+def test_money_is_told_of_hosted_models_alone_and_never_guessed() -> None:
+    here = ModelNow("here", "1", {}, Stats(), 0, 0, 0, 0)
+    paid = ModelNow("paid", "1", {}, Stats(), 0, 0, 0, 0, Bill(0.25, 20.0, 1000, 7, 3))
+    odd = ModelNow("odd", "1", {}, Stats(), 0, 0, 0, 0, Bill(None, None, 10, 0, 1))
+    assert not _told(here)
+    found = _told(here, paid, odd)
+    assert found["vecmill_upstream_usd_total", "paid"] == 0.25
+    assert found["vecmill_upstream_max_usd", "paid"] == 20.0
+    assert found["vecmill_upstream_tokens_total", "paid"] == 1000
+    assert found["vecmill_upstream_unsure_tokens_total", "paid"] == 7
+    assert found["vecmill_upstream_requests_total", "paid"] == 3
+    assert found["vecmill_upstream_tokens_total", "odd"] == 10
+    assert ("vecmill_upstream_usd_total", "odd") not in found
+    assert ("vecmill_upstream_max_usd", "odd") not in found
