@@ -94,24 +94,22 @@ def register(name: str, spec: str) -> None:
 @click.option(
     "--texts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A file with a text on each line. [default: three sentences]",
+    help="A file with a text on each line. [default: texts of many scripts and lengths]",
 )
 @click.option("--atol", default=1e-3, show_default=True, help="How far a number may be off later.")
 def golden(folder: Path, texts: Path | None, atol: float) -> None:
     """Write FOLDER's golden.json: texts and the vectors this machine computes for them.
 
     `vecmill serve` embeds the texts of a new version before it serves it, and refuses the version where a
-    number differs by more.
+    number differs by more. Each text is embedded as a document and as a query.
     """
-    from vecmill.core.space import PROBE_TEXTS
     from vecmill.models.resolve import open_model
     from vecmill.server import golden as files
 
-    lines = PROBE_TEXTS if texts is None else [t for t in texts.read_text("utf-8").splitlines() if t.strip()]
-    if not lines:
+    lines = None if texts is None else [t for t in texts.read_text("utf-8").splitlines() if t.strip()]
+    if lines == []:
         raise InputError(f"{texts} holds no text: write one on each line")
-    if not 0 <= atol < 1:
-        raise InputError(f"--atol {atol:g}: a number from 0 to below 1 is wanted")
+    files.check_atol(atol, "--atol")
 
     async def write() -> Path:
         provider = open_model(str(folder.absolute()), settings=load_settings())
@@ -121,7 +119,9 @@ def golden(folder: Path, texts: Path | None, atol: float) -> None:
             await provider.close()
 
     path = asyncio.run(write())
-    say(f"{path}: {len(lines)} texts, each number to be within {atol:g}")
+    written = files.read(folder)
+    count = 0 if written is None else len(written.texts)
+    say(f"{path}: {count} texts as documents and as queries, each number to be within {atol:g}")
 
 
 def _describe_hosted(name: str) -> dict[str, Any]:

@@ -113,7 +113,11 @@ def _foreign(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--cache/--no-cache", default=None, help="Keep vectors on disk. [default: those that cost money]"
 )
-@click.option("--max-usd", type=click.FloatRange(min=0), help="What each paid model may spend.")
+@click.option(
+    "--max-usd",
+    type=click.FloatRange(min=0),
+    help="What each paid model may spend in this run of the server.",
+)
 @click.option(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Set a limit; see docs. Repeatable."
 )

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from vecmill.core.config import Settings
-from vecmill.core.errors import BadReplyError, CorruptFileError
+from vecmill.core.errors import BadReplyError, ConfigError, CorruptFileError
 from vecmill.core.space import PROBE_TEXTS
-from vecmill.core.types import Vectors
+from vecmill.core.types import InputType, Vectors
 from vecmill.embedder.probe import read_probe
 from vecmill.models.base import Advance, Encoded, ModelInfo, Reply, no_advance
 from vecmill.models.resolve import open_model
@@ -103,7 +103,9 @@ def test_a_golden_file_holds_the_model_to_its_vectors(settings: Settings, tmp_pa
     assert json.loads(path.read_text())["texts"] == texts
     check(Bent(), settings, tmp_path)
     slightly = Bent(lambda vectors, _: vectors + np.float32(5e-4), normalized=False, space="1" * 32)
-    with pytest.raises(BadReplyError, match=r"0\.0005 from the golden one of text \d in golden\.json"):
+    with pytest.raises(
+        BadReplyError, match=r"0\.0005 .*from the golden one of text \d as a document in golden\.json"
+    ):
         check(slightly, settings, tmp_path)
 
 
@@ -124,7 +126,8 @@ def test_the_golden_vectors_of_another_width_are_told(settings: Settings, tmp_pa
         '{"texts": [""], "vectors": [[1]]}',
         '{"texts": ["a"], "vectors": [["x"]]}',
         '{"texts": ["a", "b"], "vectors": [[1], [1, 2]]}',
-        '{"texts": ["a"], "vectors": [[1]], "atol": 7}',
+        '{"texts": ["a"], "vectors": [[1]], "atol": "x"}',
+        '{"texts": ["a"], "vectors": [[1]], "query_vectors": []}',
         '{"texts": ["a"], "vectors": [[1]], "input_type": "song"}',
     ],
 )
@@ -132,6 +135,88 @@ def test_a_damaged_golden_file_is_refused(settings: Settings, tmp_path: Path, co
     (tmp_path / "golden.json").write_text(content)
     with pytest.raises(CorruptFileError, match=r"golden\.json"):
         check(Bent(), settings, tmp_path)
+
+
+@pytest.mark.parametrize("atol", ["0.051", "7", "-0.1", "NaN"])
+def test_a_tolerance_that_proves_nothing_is_refused(settings: Settings, tmp_path: Path, atol: str) -> None:
+    written = '{"texts": ["a"], "vectors": [[1]], "atol": ' + atol.replace("NaN", '"NaN"') + "}"
+    (tmp_path / "golden.json").write_text(written)
+    with pytest.raises(ConfigError, match=r"golden\.json: atol .* proves nothing"):
+        check(Bent(), settings, tmp_path)
+    with pytest.raises(ConfigError, match="proves nothing"):
+        asyncio.run(golden.write(Bent(), tmp_path, ["a"], atol=float(atol)))
+
+
+def test_no_tolerance_lets_another_model_of_many_dimensions_pass(settings: Settings, tmp_path: Path) -> None:
+    asyncio.run(golden.write(FakeProvider(dimensions=4096), tmp_path, ["a"], atol=golden.MOST_ATOL))
+    other = Shifted(dimensions=4096)
+    kept = json.loads((tmp_path / "golden.json").read_text())
+    there = other.vectors(("other a",))
+    assert np.abs(there - np.array(kept["vectors"], np.float32)).max() < 0.1
+    with pytest.raises(BadReplyError, match="cosine"):
+        check(other, settings, tmp_path)
+
+
+class Shifted(FakeProvider):
+    """A model that puts another prefix before documents."""
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType) -> Encoded:
+        prefix = "other " if input_type is InputType.DOCUMENT else ""
+        return super().encode([prefix + text for text in texts], input_type=input_type)
+
+
+class OtherQueries(FakeProvider):
+    """A model whose documents are right and whose queries have another prefix."""
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType) -> Encoded:
+        prefix = "" if input_type is InputType.DOCUMENT else "q: "
+        return super().encode([prefix + text for text in texts], input_type=input_type)
+
+
+def test_a_wrong_prefix_of_queries_is_found(settings: Settings, tmp_path: Path) -> None:
+    asyncio.run(golden.write(FakeProvider(), tmp_path))
+    check(FakeProvider(), settings, tmp_path)
+    with pytest.raises(BadReplyError, match="as a query"):
+        check(OtherQueries(), settings, tmp_path)
+
+
+def test_a_file_of_one_role_only_is_still_read(settings: Settings, tmp_path: Path) -> None:
+    vectors = FakeProvider().vectors(("query: a",)).tolist()
+    (tmp_path / "golden.json").write_text(
+        json.dumps({"texts": ["a"], "vectors": vectors, "atol": 0.001, "input_type": "query"})
+    )
+    check(FakeProvider(), settings, tmp_path)
+    with pytest.raises(BadReplyError, match="as a query"):
+        check(OtherQueries(), settings, tmp_path)
+
+
+def test_the_texts_taken_by_themselves_reach_the_models_limit() -> None:
+    for most in (3, 40, 256, 100_000):
+        provider = FakeProvider(max_tokens=most)
+        texts = golden.telling_texts(provider)
+        longest = provider.encode(texts, input_type=InputType.QUERY).tokens.max()
+        assert longest == min(most, golden.LONG_TOKENS)
+
+
+def test_golden_texts_above_the_operators_limit_are_left_out(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asyncio.run(golden.write(FakeProvider(), tmp_path, ["a b c d", "a"]))
+    check(FakeProvider(max_tokens=3), settings, tmp_path)
+    assert "1 texts of its golden.json are longer" in caplog.text
+    asyncio.run(golden.write(FakeProvider(), tmp_path, ["a b c d"]))
+    with pytest.raises(BadReplyError, match="more than the 3 tokens"):
+        check(FakeProvider(max_tokens=3), settings, tmp_path)
+
+
+def test_a_kept_probe_that_differs_as_processors_do_is_only_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(Bent(normalized=False), settings)
+    check(Bent(lambda vectors, _: vectors + np.float32(0.02), normalized=False), settings)
+    assert "as on another processor" in caplog.text
+    with pytest.raises(BadReplyError, match="from those the same files gave earlier"):
+        check(Bent(lambda vectors, _: vectors + np.float32(0.06), normalized=False), settings)
 
 
 def test_a_model_for_very_short_texts_can_pass(settings: Settings) -> None:
