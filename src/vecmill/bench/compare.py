@@ -18,7 +18,7 @@ import numpy as np
 
 from vecmill.bench.quality import closeness
 from vecmill.core.config import Settings, load_settings
-from vecmill.core.errors import DimensionMismatchError, InputError
+from vecmill.core.errors import DimensionMismatchError, InputError, ProviderError
 from vecmill.core.measure import cosines
 from vecmill.core.types import Vectors
 from vecmill.embedder.embedder import AsyncEmbedder
@@ -244,13 +244,31 @@ async def _embed(spec: str, model: str | None, texts: Sequence[str], settings: S
     opened = AsyncEmbedder(
         f"openai:{name}" if url is not None else name, base_url=url, cache=False, settings=settings
     )
-    async with opened as embedder:
-        await embedder.embed(texts[:1])  # loads, connects
-        began = time.perf_counter()
-        found = await embedder.embed(texts)
-        seconds = time.perf_counter() - began
+    try:
+        async with opened as embedder:
+            await embedder.embed(texts[:1])  # loads, connects
+            began = time.perf_counter()
+            found = await embedder.embed(texts)
+            seconds = time.perf_counter() - began
+    except ProviderError as error:
+        if url is None or error.status != 404:
+            raise
+        raise _not_there(name, url, error) from error
     side = Side(name, found.vectors, seconds, found.usage.tokens)
     return side if url is None else replace(side, name=f"{name} at {url}")
+
+
+def _not_there(name: str, url: str, error: ProviderError) -> ProviderError:
+    """Return what to tell whoever named a server's URL where it answers 404."""
+    shown = urlsplit(url)._replace(query="").geturl().rstrip("/")
+    if error.code == "model_not_found":
+        message = f"the server at {shown} knows no model {name!r}: GET {shown}/models lists those it serves"
+    else:
+        message = (
+            f"nothing answers POST {shown}/embeddings (404): before the # stands the base of an API such as "
+            "http://HOST:PORT/v1, without /embeddings"
+        )
+    return ProviderError(message, model=name, status=404, code=error.code)
 
 
 def _agree(rule: Rule, difference: float, cosine: float, *, close: bool) -> bool:

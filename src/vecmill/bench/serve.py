@@ -20,7 +20,7 @@ from vecmill.bench.report import machine_record
 from vecmill.bench.serve_http import Address, Broken, Pool
 from vecmill.bench.serve_load import Ask, Outcome, Run, arrivals, closed_loop, open_loop
 from vecmill.bench.serve_report import Report
-from vecmill.bench.serve_shapes import BACKENDS, OPENAI, Shape
+from vecmill.bench.serve_shapes import BACKENDS, OPENAI, TEI, Shape
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import BadReplyError, InputError, ProviderError, UnavailableError
 from vecmill.core.secrets import Secret
@@ -37,7 +37,7 @@ class Load:
         api_url: Where requests are posted; None: where such a server listens by default.
         backend: A name of `serve_shapes.BACKENDS`. model: as the server calls it; "" asks it which it has.
         encoding: "base64" or "float".
-        dataset, synthetic_length, limit, column, tokenizer: See `serve_texts.read`.
+        dataset, synthetic_length, distinct, limit, column, tokenizer: See `serve_texts.read`.
         batch_size: Documents of a request.
         rate: Requests a second in the open loop; infinite: all at once.
         concurrency: Clients of the closed loop; None: open loop.
@@ -55,6 +55,7 @@ class Load:
     encoding: str = "base64"
     dataset: str = serve_texts.SYNTHETIC
     synthetic_length: int = 510
+    distinct: bool = False
     limit: int = 1000
     column: str | None = None
     tokenizer: str | None = None
@@ -136,12 +137,15 @@ async def serve_load(
     data = serve_texts.read(
         load.dataset,
         synthetic_length=load.synthetic_length,
+        distinct=load.distinct,
         limit=load.limit,
         column=load.column,
         tokenizer=load.tokenizer,
         model=model,
         settings=settings,
     )
+    if repeated := _repeated(load, data):
+        say(repeated)
     shape = Shape(load.backend, model, load.encoding)
     pieces = range(0, len(data.texts), load.batch_size)
     groups = [data.texts[at : at + load.batch_size] for at in pieces]
@@ -162,6 +166,7 @@ async def serve_load(
         {
             "source": data.source,
             "documents": len(data.texts),
+            "different": data.different,
             "tokens": int(data.tokens.sum()),
             "tokenizer": data.tokenizer,
         },
@@ -173,7 +178,7 @@ async def serve_load(
         max(pool.opened, opened),
         pool.waited,
         load.deadline,
-        _notes(load, pool),
+        _notes(load, pool, run),
     )
 
 
@@ -221,11 +226,23 @@ async def _warm_up(ask: Ask, load: Load, requests: int) -> None:
         last = found[-1]
         said = f": {last.detail}" if last.detail else ""
         what = f"status {last.status}" if isinstance(last.status, int) else last.status
+        advice = "see that the server runs there, and that --api_url, --model and --backend are right"
         raise ProviderError(
-            f"{_shown(load.url)} answered none of the first {len(found)} requests ({what}{said}); see that "
-            "the server runs there, and that --api_url, --model and --backend are right",
+            f"{_shown(load.url)} answered none of the first {len(found)} requests ({what}{said}); "
+            f"{_ending(load, last.status) or advice}",
             provider=load.backend,
         )
+
+
+def _ending(load: Load, status: int | str) -> str:
+    """Say that the address lacks what such a server's ends with, where that may be why nothing is there."""
+    ending = "/embed" if load.backend == TEI else "/embeddings"
+    parts = urlsplit(load.url)
+    path = parts.path.rstrip("/")
+    if status not in (404, 405) or path.endswith(ending):
+        return ""
+    meant = parts._replace(path=f"{path}{ending}", query="", fragment="").geturl()
+    return f"the address does not end with {ending}, where such a server is asked: --api_url {meant}"
 
 
 async def _model_of(load: Load, settings: Settings) -> str:
@@ -286,7 +303,22 @@ def _settings(load: Load, model: str) -> dict[str, Any]:
     }
 
 
-def _notes(load: Load, pool: Pool) -> list[str]:
+def _repeated(load: Load, data: serve_texts.Texts) -> str:
+    """Say that equal texts flatter a server that computes them once; "" where few are, or each is alone."""
+    alone = load.batch_size == 1 and load.concurrency == 1
+    if alone or 2 * data.different >= len(data.texts):
+        return ""
+    advice = "--distinct makes them differ" if load.dataset == serve_texts.SYNTHETIC else "take another file"
+    return (
+        f"note: distinct texts: {data.different} of {len(data.texts)}; a server that keeps vectors, or "
+        f"computes equal texts on their way once, looks faster than it is: {advice}"
+    )
+
+
+def _notes(load: Load, pool: Pool, run: Run) -> list[str]:
+    statuses = {sample.outcome.status for sample in run.samples}
+    if len(statuses) == 1 and (ending := _ending(load, *statuses)):
+        return [ending]
     if load.concurrency is None and pool.waited:
         return [
             f"{pool.waited} requests waited for one of {pool.connections} connections, which their latency "

@@ -19,6 +19,13 @@ from vecmill.models.resolve import open_model
 
 SYNTHETIC = "synthetic"
 
+_WORDS = (
+    "one two three four five six seven eight nine ten red blue green black white gold "
+    "cat dog fish bird tree leaf rain snow sun moon star sky sea land hill rock"
+)
+_DIGITS = _WORDS.split()
+"""Words that are one token in common vocabularies; a document's number is written in them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -34,11 +41,17 @@ class Texts:
     source: str
     tokenizer: str
 
+    @property
+    def different(self) -> int:
+        """How many of the documents differ."""
+        return len(set(self.texts))
+
 
 def read(
     dataset: str,
     *,
     synthetic_length: int,
+    distinct: bool = False,
     limit: int,
     column: str | None,
     tokenizer: str | None,
@@ -50,6 +63,7 @@ def read(
     Args:
         dataset: "synthetic", or a file, folder or glob as `vecmill embed` reads. Nothing is downloaded.
         synthetic_length: Words of a synthetic document: each is one token of common vocabularies.
+        distinct: Whether synthetic documents all differ, by the words they begin with.
         limit: Documents at most.
         column: Which column holds the text; None where only one can.
         tokenizer: A model whose tokens are counted; None: `model`, where this machine knows it, else
@@ -58,17 +72,30 @@ def read(
         settings: For finding models.
 
     Raises:
-        InputError: The dataset is the name of one elsewhere, or has no text.
+        InputError: The dataset is the name of one elsewhere, or has no text; `distinct` with a file.
         UnknownNameError: `tokenizer` is not a model that can be opened here.
     """
     if min(limit, synthetic_length) < 1:
         raise InputError(f"limit {limit} and synthetic length {synthetic_length} must be at least 1")
     if dataset == SYNTHETIC:
-        counts = np.full(limit, synthetic_length, np.int64)
-        return Texts(["hi " * synthetic_length] * limit, counts, SYNTHETIC, "one word is one token")
+        made = _numbered(limit, synthetic_length) if distinct else ["hi " * synthetic_length] * limit
+        counts = np.full(limit, made[0].count(" "), np.int64)
+        return Texts(made, counts, SYNTHETIC, "one word is one token")
+    if distinct:
+        raise InputError(f"--distinct is of made-up documents: {dataset} is sent as it is")
     texts = first(dataset, limit=limit, column=column)
     counts, whose = count(texts, tokenizer, model, settings)
     return Texts(texts, counts, Path(dataset).name, whose)
+
+
+def _numbered(n: int, words: int) -> list[str]:
+    """Return n documents of so many words, or as many as it takes, that begin with their number in words."""
+    width = 1
+    while len(_DIGITS) ** width < n:
+        width += 1
+    rest = "hi " * (words - width)
+    powers = [len(_DIGITS) ** place for place in reversed(range(width))]
+    return ["".join(f"{_DIGITS[at // power % len(_DIGITS)]} " for power in powers) + rest for at in range(n)]
 
 
 def count(texts: list[str], tokenizer: str | None, model: str, settings: Settings) -> tuple[IntArray, str]:

@@ -60,6 +60,7 @@ def _flag(name: str, **options: Any) -> Callable[[Command], Command]:
     metavar="N",
     help="Tokens of a made-up document.",
 )
+@_flag("distinct", is_flag=True, help="Make each made-up document another text; else all are equal.")
 @_flag("text", metavar="COLUMN", help="The column of the documents in a file.")
 @_flag(
     "limit",

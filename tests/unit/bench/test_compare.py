@@ -162,6 +162,24 @@ def test_two_servers_of_one_model_pass_and_the_key_comes_from_the_environment(
     assert record["sides"]["a"]["name"] == f"text-embedding-3-small at {one.url}"
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("{url}#nobody", r"the server at {url} knows no model 'nobody': GET {url}/models"),
+        ("{url}/v9#text-embedding-3-small", r"nothing answers POST {url}/v9/embeddings (404)"),
+    ],
+)
+def test_what_a_server_does_not_know_is_told_of_its_url(
+    url: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with simulator_thread(Scenario()) as sim:
+        monkeypatch.setenv("OPENAI_API_KEY", sim.key)
+        assert compared("minilm", url.format(url=sim.url), "--input", "hello world") == 1
+        said = capsys.readouterr().err
+        assert told.format(url=sim.url) in " ".join(said.split())
+        assert "profile" not in said
+
+
 def test_another_model_of_the_same_width_fails_with_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vecmill.bench import serve_texts
 from vecmill.bench.serve import Load, serve_load
 from vecmill.bench.serve_report import Report, render
 from vecmill.bench.serve_shapes import BACKENDS, Shape
 from vecmill.cli import bench_serve, main
+from vecmill.core import tokens as counting
+from vecmill.core.config import Settings
 from vecmill.core.errors import BadReplyError, InputError, ProviderError, UnknownNameError
 from vecmill.core.secrets import Secret
 from vecmill.testing.clock import run_virtual
@@ -311,3 +314,58 @@ def test_a_key_comes_from_a_variable_or_file_alone(
     assert main.run([*words, "--api-key-env", "NOT_THERE"]) == 1
     assert "NOT_THERE" in capsys.readouterr().err
     assert main.run([*words, "--request-rate", "none"]) == 2
+
+
+def test_distinct_documents_all_differ_and_are_as_long_as_asked() -> None:
+    settings = Settings(Path("unused"), Path("unused"))
+    given = {"limit": 3000, "column": None, "tokenizer": None, "model": "minilm", "settings": settings}
+    made = serve_texts.read("synthetic", synthetic_length=9, distinct=True, **given)  # type: ignore[arg-type]
+    assert made.different == len(made.texts) == 3000
+    assert set(made.tokens.tolist()) == {9}
+    assert set(counting.count(made.texts).tolist()) == set(counting.count(["hi " * 9]).tolist())
+    own, _ = serve_texts.count(made.texts[:40], None, "minilm", settings)
+    assert set(own.tolist()) == {9}
+    short = serve_texts.read("synthetic", synthetic_length=1, distinct=True, **given)  # type: ignore[arg-type]
+    assert short.different == 3000
+    assert set(short.tokens.tolist()) == {3}  # as long as it takes
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 4, "rate": 100.0}, True),
+        ({"concurrency": 2}, True),
+        ({"concurrency": 1}, False),
+        ({"concurrency": 2, "distinct": True}, False),
+    ],
+)
+def test_documents_that_repeat_are_told_where_a_server_may_compute_them_once(
+    options: dict[str, Any], *, told: bool
+) -> None:
+    said: list[str] = []
+
+    async def work(served: Any) -> Report:
+        given = {"model": "m", "batch_size": 1, "synthetic_length": 5, "warmup": 0, "limit": 20, **options}
+        return await serve_load(Load(api_url=f"{served.url}/v1/embeddings", **given), say=said.append)
+
+    report = run_virtual(fakes.against(fakes.Fake(), work))
+    assert any("distinct texts: 1 of 20;" in line for line in said) is told
+    assert report.record()["data"]["different"] == (20 if options.get("distinct") else 1)
+
+
+def test_documents_of_a_file_are_sent_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\ntwo\n", "utf-8")
+    with pytest.raises(InputError, match="--distinct is of made-up documents"):
+        loaded(fakes.Fake(), dataset=str(tmp_path / "texts.txt"), distinct=True)
+
+
+def test_an_address_that_ends_too_early_is_told_what_is_missing() -> None:
+    with pytest.raises(
+        ProviderError, match=r"does not end with /embeddings.*--api_url http://\S+/v1/embeddings"
+    ):
+        loaded(fakes.Fake(statuses=[404] * 4), "/v1", warmup=1)
+    notes = loaded(fakes.Fake(statuses=[404] * 4), "/v1", limit=4, rate=100.0).record()["notes"]
+    assert any("does not end with /embeddings" in note for note in notes)
+    with pytest.raises(ProviderError) as caught:
+        loaded(fakes.Fake(statuses=[404] * 4), warmup=1)
+    assert "does not end" not in str(caught.value)
