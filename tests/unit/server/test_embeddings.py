@@ -54,7 +54,10 @@ class Own(FakeProvider):
         return self.vocabulary.split(text, max_tokens=max_tokens)
 
     def truncate(self, encoded: Encoded, *, max_tokens: int) -> Encoded:
-        return self.vocabulary.encode([" ".join(text.split()[: max_tokens - 2]) for text in encoded.texts])
+        found: Encoded = self.vocabulary.encode(
+            [" ".join(text.split()[: max_tokens - 2]) for text in encoded.texts]
+        )
+        return found
 
 
 def app(provider: Any = None, *, options: Options | None = None, **more: Any) -> Any:
