@@ -20,7 +20,9 @@ from stat import S_ISDIR
 from types import MappingProxyType
 from typing import TypeAlias
 
+from vecmill.core import errors
 from vecmill.models.local import ovms_layout
+from vecmill.models.local.files import inspect_folder
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Found:
         folder: What is opened.
         stamp: Of its files: other content, another stamp.
         newest: When a file of it was last touched, in nanoseconds since the epoch.
-        size_bytes: Of its weights.
+        size_bytes: Of all its files; see `loaded_bytes`.
     """
 
     version: str
@@ -107,6 +109,18 @@ def look(folder: Path, before: Look = NOTHING, *, now: Callable[[], float] = tim
         if one.newest < oldest or (version in alike and moment - since[version] >= APART)
     )
     return Look(found, whole, since)
+
+
+def loaded_bytes(found: Found) -> int:
+    """Return the size of those files of a version that are loaded; reads its JSON files.
+
+    A folder may hold the same weights in several formats, of which one is opened. One that cannot be read
+    as a model counts with all its files.
+    """
+    try:
+        return sum(path.stat().st_size for path in inspect_folder(found.folder).hashed)
+    except (errors.Error, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return found.size_bytes
 
 
 def names(root: Path, before: Mapping[str, Path] = _NO_NAMES) -> dict[str, Path]:

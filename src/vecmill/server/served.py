@@ -12,13 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from vecmill.core import errors
 from vecmill.core.config import Settings
 from vecmill.core.space import short
-from vecmill.server import loading, names, repository
+from vecmill.server import loading, memory, names, repository
 from vecmill.server.errors import Refusal, unavailable, unknown_model
 from vecmill.server.loading import Served, reason_of
 from vecmill.server.memory import Room
@@ -37,6 +38,8 @@ SELF_PROBE_SECONDS = 15.0
 
 _SECOND_LOOK = 0.25
 """Seconds between the two looks of a reload: what changed meanwhile is not whole."""
+_AT_ONCE = 2
+"""Models looked at, and loaded, side by side: a long load of one does not hold up all others."""
 _REMEMBERED = 16
 """Versions that ended, which the status still shows."""
 
@@ -89,6 +92,9 @@ class ServedModels:
         self._reloading: asyncio.Task[bool] | None = None
         self._room = Room(options.memory_bytes, self._evict)
         self._looking = asyncio.Lock()
+        self._searching = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._unreadable = ""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._started = False
@@ -276,7 +282,7 @@ class ServedModels:
             self._searched = True
         while self._options.poll_seconds > 0:
             await asyncio.sleep(self._options.poll_seconds)
-            await self._guarded(self._look(switch=True))
+            await self._guarded(self._poll())
 
     async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
         """Do something that must never end the watch."""
@@ -290,31 +296,55 @@ class ServedModels:
         async with self._looking:
             await self._search(switch=switch)
             for model in list(self._models.values()):
-                if model.folder is None:
-                    continue
-                async with model.lock:
-                    before = model.look
-                    await self._see(model)
-                    if not switch:
-                        continue
-                    if not (model.evicted and model.look.found):  # those are loaded when they are asked for
-                        await self._settle(model, before, quietly=True)
-                    model.looked = True
-                    if not model.named:
-                        in_service = model.info is not None or not self._searched
-                        model.counts = bool(model.look.found) and in_service
+                await self._look_at(model, switch=switch)
+
+    async def _poll(self) -> None:
+        """Begin to look at every model that is not being looked at, without waiting for what it leads to."""
+        await self._search(switch=True)
+        for model in self._models.values():
+            if model.folder is not None and (model.watched is None or model.watched.done()):
+                model.watched = self._spawn(self._guarded(self._in_turn(model)))
+
+    async def _in_turn(self, model: Model) -> None:
+        async with self._slots:
+            await self._look_at(model, switch=True)
+
+    async def _look_at(self, model: Model, *, switch: bool) -> None:
+        """Look at one model; with `switch` also act on it."""
+        if model.folder is None:
+            return
+        async with model.lock:
+            if self._models.get(model.name) is not model:  # it went meanwhile
+                return
+            before = model.look
+            await self._see(model)
+            if not switch:
+                return
+            if not (model.evicted and model.look.found):  # those are loaded when they are asked for
+                await self._settle(model, before, quietly=True)
+            model.looked = True
+            if not model.named:
+                in_service = model.info is not None or not self._searched
+                model.counts = bool(model.look.found) and in_service
 
     async def _search(self, *, switch: bool) -> None:
         """Find the models of the repository; one that is gone in two looks goes."""
         root = self._options.repository
-        if root is None:
-            return
+        if root is not None:
+            async with self._searching:
+                await self._search_in(root, switch=switch)
+
+    async def _search_in(self, root: Path, *, switch: bool) -> None:
         try:
             held = {name: model.folder for name, model in self._models.items() if model.folder is not None}
             found = await asyncio.to_thread(repository.names, root, held)
         except OSError as error:
-            log.warning("the repository cannot be read, its models stay: %s", error.strerror)
+            reason = _said_by_system(error)
+            if reason != self._unreadable:
+                log.warning("the repository cannot be read, its models stay: %s", reason)
+            self._unreadable = reason
             return
+        self._unreadable = ""
         for name, folder in found.items():
             known = self._models.get(name)
             if known is None:
@@ -336,7 +366,12 @@ class ServedModels:
                 return  # what it lies in is not there at the moment, which says nothing about it
             model.look = await asyncio.to_thread(repository.look, model.folder, model.look)
         except OSError as error:
-            log.warning("model %s: its folder cannot be read: %s", model.name, error.strerror)
+            reason = _said_by_system(error)
+            if reason != model.unreadable:
+                log.warning("model %s: its folder cannot be read: %s", model.name, reason)
+            model.unreadable = reason
+        else:
+            model.unreadable = ""
 
     async def _settle(
         self, model: Model, before: Look = NOTHING, *, quietly: bool = False
@@ -380,11 +415,14 @@ class ServedModels:
         Raises:
             Error: It cannot be loaded or fails its check; the current one stays.
         """
-        cost = 0 if found is None else loading.estimated_bytes(found.size_bytes)
         model.loading = version
+        brought = model.evicted
         try:
+            size = None if found is None else await asyncio.to_thread(repository.loaded_bytes, found)
+            cost = 0 if size is None else loading.estimated_bytes(size)
             if model.current is None:
                 await self._room.make(model, cost, self._models.values())
+            begun = asyncio.get_running_loop().time()
             served = await self._load(
                 model.source,
                 version,
@@ -406,7 +444,9 @@ class ServedModels:
         model.evicted = False
         model.refused.pop(version, None)
         model.ended.pop(version, None)
-        model.leased = asyncio.get_running_loop().time()
+        model.leased = now = asyncio.get_running_loop().time()
+        if brought:
+            model.stays = now + max(memory.STAY_SECONDS, now - begun)
         if old is not None:
             log.info("model %s: version %s answers, version %s ends", model.name, version, old.version)
             _tell_other_space(old, served)
@@ -420,12 +460,16 @@ class ServedModels:
 
     def _let_go(self, model: Model, old: Served) -> None:
         """Close a version after its last lease, without waiting for it."""
+        cost = 0 if model.source.pinned else old.cost_bytes
+        self._room.leaving(cost)
 
         async def close() -> None:
             try:
                 await old.close()
             except Exception:
                 log.exception("model %s version %s did not close well", model.name, old.version)
+            finally:
+                self._room.left(cost)
             if model.ended.get(old.version) is State.UNLOADING:
                 model.ended[old.version] = State.END
 
@@ -437,12 +481,10 @@ class ServedModels:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _evict(self, model: Model) -> None:
-        """Let go of a model until it is asked for again, and wait until its memory is free."""
+    def _evict(self, model: Model) -> None:
+        """Let go of a model until it is asked for again."""
         model.evicted = True
         self._retire(model)
-        while self._closing:
-            await asyncio.wait(set(self._closing))
 
     # Names and tasks
 
@@ -478,6 +520,11 @@ class ServedModels:
 def _brought(model: Model, task: asyncio.Task[None]) -> None:
     model.wanted = None
     _read(task)
+
+
+def _said_by_system(error: OSError) -> str:
+    """Return why the system refused, without the path."""
+    return error.strerror or type(error).__name__
 
 
 def _read(task: asyncio.Task[Any]) -> None:

@@ -53,7 +53,8 @@ class Model:
     `folder` is looked at for versions; None where the model has none. `look` is what the last look found.
     `refused` holds versions that failed, with the stamp they failed with: other files are tried again.
     `evicted` says that the current version was let go of for the memory it took, `counts` whether the server
-    is not ready without it.
+    is not ready without it. `stays` is until when it is not let go of, in the loop's time; `unreadable` why
+    its folder could not be read, or ""; `watched` the look at it that goes on.
     """
 
     source: ModelSource
@@ -69,6 +70,9 @@ class Model:
     evicted: bool = False
     wanted: asyncio.Task[None] | None = None
     leased: float = 0.0
+    stays: float = 0.0
+    unreadable: str = ""
+    watched: asyncio.Task[None] | None = None
     info: ModelInfo | None = None
     created: int = 1_700_000_000
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vecmill.server.repository import APART, NOTHING, has_versions, look, names
+from vecmill.server.repository import APART, NOTHING, has_versions, loaded_bytes, look, names
 
 
 def version(folder: Path, number: str, content: str = "{}") -> Path:
@@ -139,3 +140,17 @@ def test_what_cannot_be_read_hides_no_other_model(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("vecmill.server.repository.os.scandir", refuse)
     assert set(names(tmp_path)) == {"good"}
     assert names(tmp_path, known) == known
+
+
+def test_weights_in_a_format_that_is_not_opened_do_not_count(tmp_path: Path) -> None:
+    models = Path(__file__).parents[2] / "data" / "models"
+    folder = Path(shutil.copytree(models / "bert-mean", tmp_path / "m" / "1"))
+    before = look(tmp_path / "m").found["1"]
+    size = loaded_bytes(before)
+    assert 0 < size <= before.size_bytes
+    (folder / "pytorch_model.bin").write_bytes(bytes(1 << 20))
+    after = look(tmp_path / "m").found["1"]
+    assert after.size_bytes == before.size_bytes + (1 << 20)
+    assert loaded_bytes(after) == size
+    (folder / "config.json").unlink()
+    assert loaded_bytes(after) == after.size_bytes

@@ -34,6 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files count as whole at once: when they do is the repository's test."""
     monkeypatch.setattr(module, "_SECOND_LOOK", 0.0)
     monkeypatch.setattr("vecmill.server.repository.QUIET_SECONDS", -60.0)
+    monkeypatch.setattr("vecmill.server.memory.STAY_SECONDS", 0.0)
 
 
 class Fake(FakeProvider):
@@ -526,6 +527,81 @@ async def test_an_evicted_model_that_went_bad_is_told_and_comes_back_with_good_f
     await models.reload()
     assert await version_of(models, "a") == "1"
     assert models.ready
+    await models.close()
+
+
+async def test_a_model_brought_back_is_not_let_go_of_at_once(
+    loads: Loads, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = await models_of(loads, repository=three, memory_bytes=COST)
+    monkeypatch.setattr("vecmill.server.memory.STAY_SECONDS", 3600.0)
+    monkeypatch.setattr("vecmill.server.memory.WAIT_SECONDS", 0.05)
+    assert await version_of(models, "a") == "1"
+    for _ in range(2):
+        with pytest.raises(Refusal) as raised:
+            await version_of(models, "b")
+        assert (raised.value.status, raised.value.code) == (503, "model_loading")
+        assert int(dict(raised.value.headers)["retry-after"]) > 60
+        assert await version_of(models, "a") == "1"
+    await models.close()
+
+
+async def test_a_version_that_still_answers_keeps_its_memory(
+    loads: Loads, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vecmill.server.memory.WAIT_SECONDS", 0.05)
+    models = await models_of(loads, repository=three, memory_bytes=COST)
+    async with models.lease("c"):
+        for _ in range(2):  # c is out of service after the first time
+            with pytest.raises(Refusal):
+                await version_of(models, "a")
+        assert not [name for name, _ in loads.done[3:]]
+    assert await version_of(models, "a") == "1"
+    await models.close()
+
+
+async def test_a_folder_that_cannot_be_read_is_told_once(
+    loads: Loads, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(root / "m" / "1")
+    models = await models_of(loads, repository=root)
+    look = module.repository.look
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    for _ in range(2):
+        monkeypatch.setattr(module.repository, "look", refuse)
+        for _ in range(3):
+            await models.reload()
+        monkeypatch.setattr(module.repository, "look", look)
+        await models.reload()
+    assert caplog.text.count("cannot be read: Permission denied") == 2
+    assert await version_of(models, "m") == "1"
+    await models.close()
+
+
+async def test_a_long_load_of_one_model_does_not_hold_up_the_others(loads: Loads, root: Path) -> None:
+    for name in ("a", "b"):
+        put(root / name / "1")
+    gate = asyncio.Event()
+
+    async def slow(source: ModelSource, version: str, *given: Any, **more: Any) -> Served:
+        if (source.name, version) == ("a", "2"):
+            await gate.wait()
+        return await loads(source, version, *given, **more)
+
+    models = ServedModels(Options(models=(), repository=root, poll_seconds=0.01), loads.settings, load=slow)
+    await models.start()
+    await until(lambda: models.ready)
+    put(root / "a" / "2")
+    await until(lambda: states(models, "a").get("2") is State.LOADING)
+    for version in ("2", "3"):
+        put(root / "b" / version)
+        await until(lambda version=version: states(models, "b").get(version) is State.AVAILABLE)  # type: ignore[misc]
+    assert await version_of(models, "a") == "1"
+    gate.set()
+    await until(lambda: states(models, "a").get("2") is State.AVAILABLE)
     await models.close()
 
 
