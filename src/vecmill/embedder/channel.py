@@ -27,7 +27,7 @@ from vecmill.embedder.budget import Budget
 from vecmill.embedder.cache.base import VectorCache, cache_keys
 from vecmill.embedder.cache.memory import MemoryCache
 from vecmill.embedder.cache.sqlite import SqliteCache, open_cache
-from vecmill.embedder.engine import Bought, Engine, Stop
+from vecmill.embedder.engine import Bought, Engine, Left, Stop, no_left
 from vecmill.embedder.flights import Flight, Flights
 from vecmill.embedder.limits import limiter_for
 from vecmill.embedder.probe import read_probe, write_probe
@@ -86,6 +86,7 @@ class Order:
         supplied: What came so far.
         bought: What the engine made of `mine`; read also when it was interrupted.
         nested: Orders for texts whose flight failed.
+        left: Told when requests for `mine` leave.
     """
 
     work: Encoded
@@ -97,6 +98,7 @@ class Order:
     supplied: Supplied
     bought: Bought | None = None
     nested: list[Order] = field(default_factory=list)
+    left: Left = no_left
 
     def spent(self) -> Usage:
         """Return what its texts cost so far, also where it was interrupted."""
@@ -210,8 +212,15 @@ class Channel:
         if isinstance(self.cache, SqliteCache):
             self.cache.name_space(self.provider.info.space, self.provider.info.name)
 
-    async def vectors(self, work: Encoded, *, advance: Advance = no_advance) -> Supplied:
+    async def vectors(
+        self, work: Encoded, *, advance: Advance = no_advance, left: Left = no_left
+    ) -> Supplied:
         """Return the vectors of texts, from wherever is cheapest, and keep new ones.
+
+        Args:
+            work: The texts.
+            advance: Called with (texts, tokens) as they come.
+            left: As of `Engine.embed`; called with 0 also where nothing has to be sent.
 
         Raises:
             ProviderError: The provider cannot be asked any more; what came before is in the cache.
@@ -220,6 +229,7 @@ class Channel:
         if self.engine is not None:
             self.engine.revive()
         order = await self.begin(work)
+        order.left = left
         try:
             return await self.finish(order, advance=advance)
         finally:
@@ -318,6 +328,7 @@ class Channel:
     async def _fetch(self, order: Order, advance: Advance) -> Stop | None:
         """Buy or compute the rows that are ours. Return why it ended early, if it did."""
         if not len(order.mine):
+            order.left(0)
             return None
         try:
             await self._buy(order, advance)
@@ -335,7 +346,7 @@ class Channel:
             await self._buy_with_probe(self.engine, work, order, advance)
         else:
             advance = _telling(order, order.bought, advance)
-            await self.engine.embed(work, into=order.bought, advance=advance)
+            await self.engine.embed(work, into=order.bought, advance=advance, left=order.left)
 
     def _take_bought(self, order: Order) -> None:
         rows, bought, supplied = order.mine, order.bought, order.supplied
@@ -436,7 +447,7 @@ class Channel:
         n = len(probe)
         both = Bought.nothing(n + len(work), self.provider.info.width)
         try:
-            await engine.embed(join([probe, work]), into=both, advance=advance)
+            await engine.embed(join([probe, work]), into=both, advance=advance, left=order.left)
         finally:
             tokens = int(both.tokens[:n].sum())
             cost = _share_of(both.usage, tokens)

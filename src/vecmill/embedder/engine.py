@@ -38,6 +38,14 @@ from vecmill.models.base import Advance, Encoded, HostedProvider, RateLimits, Re
 T = TypeVar("T")
 Stop: TypeAlias = ProviderError | BudgetReachedError
 
+Left: TypeAlias = Callable[[int], None]
+"""Called when a request of a call leaves for the provider, with how many of the call have not left yet."""
+
+
+def no_left(_waiting: int) -> None:
+    """Take no notice of what leaves."""
+
+
 _PROBE_TOKENS = 64
 
 _ALONE = RetryPolicy(attempts=3)
@@ -122,19 +130,23 @@ class Engine:
         if self._halted is not None and not self._active:
             self._halted = None
 
-    async def embed(self, work: Encoded, *, into: Bought, advance: Advance = no_advance) -> None:
+    async def embed(
+        self, work: Encoded, *, into: Bought, advance: Advance = no_advance, left: Left = no_left
+    ) -> None:
         """Embed texts, recording what becomes of each in `into`, also when this is cancelled.
 
         Args:
             work: The texts, each of at most `info.max_tokens` tokens.
             into: An empty record of as many texts.
             advance: Called with (texts, tokens) after each request.
+            left: Called when a request has passed the limiter for the first time, or will not be sent, with
+                how many have not yet: 0 says that what is asked for now does not wait behind this call.
         """
         if not len(work):
             return
         self._active += 1
         try:
-            await _Run(self, work, into, advance).to_end()
+            await _Run(self, work, into, advance, left).to_end()
         finally:
             self._active -= 1
 
@@ -218,6 +230,7 @@ class _Run:
     """One call of `Engine.embed`.
 
     Attributes:
+        left: Told of requests that leave. waiting: those that have not.
         queue: Rows of requests not sent yet. workers: those who send them, one request at a time each.
         answered: Requests answered.
         searching: Whether a limit was passed that the provider does not name: `sole` lets one find it.
@@ -227,6 +240,8 @@ class _Run:
     work: Encoded
     into: Bought
     advance: Advance
+    left: Left = no_left
+    waiting: int = 0
     queue: deque[IntArray] = field(default_factory=deque)
     workers: set[asyncio.Task[None]] = field(default_factory=set)
     answered: int = 0
@@ -245,8 +260,15 @@ class _Run:
             for task in self.workers:
                 task.cancel()
             await asyncio.gather(*self.workers, return_exceptions=True)
-            self.engine._wait_more(-len(self.queue))
+            self._wait_more(-len(self.queue))
             self.queue.clear()
+
+    def _wait_more(self, requests: int) -> None:
+        """Count requests that wait to be sent, those of all calls and those of this one."""
+        self.engine._wait_more(requests)
+        self.waiting += requests
+        if requests < 0:
+            self.left(self.waiting)
 
     def _packed(self, rows: IntArray) -> Iterable[IntArray]:
         """Cut rows into requests within the limits known now."""
@@ -274,7 +296,7 @@ class _Run:
             self.queue.extendleft(reversed(added))
         else:
             self.queue.extend(added)
-        self.engine._wait_more(len(added))
+        self._wait_more(len(added))
         most = self.engine.provider.endpoint.max_concurrency
         for _ in range(min(len(self.queue), most - len(self.workers))):
             self.workers.add(asyncio.create_task(self._work()))
@@ -349,7 +371,7 @@ class _Run:
                     engine.limiter.acquire(tokens), undo=engine.limiter.unused
                 )
             finally:
-                engine._wait_more(-waited)
+                self._wait_more(-waited)
             most = engine.limiter.most_tokens
             if most is not None and tokens > most and len(part) > 1:  # learned since it was packed
                 engine.limiter.unused(ticket)
@@ -374,7 +396,7 @@ class _Run:
                 budget.hold(tokens), undo=lambda held: budget.settle(held, None)
             )
         except BaseException:
-            self.engine._wait_more(-waited)
+            self._wait_more(-waited)
             raise
 
     async def _exchange(self, part: Encoded, ticket: Ticket) -> Reply:

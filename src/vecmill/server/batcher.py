@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from vecmill.models.base import Encoded, join
 from vecmill.server.errors import Refusal, late, unavailable, wait
 from vecmill.server.fairness import Piece, Turns, Waiting
 from vecmill.server.options import Limits
-from vecmill.server.pace import Pace
+from vecmill.server.pace import Flow, Pace
 
 MAX_WAIT = 60.0
 """Seconds a refused client is asked to wait at most."""
@@ -64,7 +64,13 @@ class Batched:
 
 
 Supply: TypeAlias = Callable[[Encoded], Awaitable[Batched]]
-"""Computes or buys one batch."""
+"""Computes one batch."""
+
+Left: TypeAlias = Callable[[int], None]
+"""Called when something of a batch leaves for a provider, with how many requests for it have not left yet."""
+
+Sending: TypeAlias = Callable[[Encoded, Left], Awaitable[Batched]]
+"""Buys one batch and tells when it leaves; 0 also where nothing of it has to be sent."""
 
 
 @dataclass(slots=True)
@@ -94,30 +100,39 @@ class Stats:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """Texts on their way: the pieces of requests, in order; `cost` in padded tokens."""
+    """Texts on their way: the pieces of requests, in order; in padded tokens; `full`: more waited."""
 
     pieces: list[Piece]
     cost: int
     begun: float
+    full: bool
+    sent: bool = False
 
 
 class Batcher:
     """Collects what waits while the model is busy and gives it to the model together.
 
-    A batch begins as soon as fewer than `at_once` are on their way, so a lone request never waits. What is
-    taken, and from whom, is decided then (`Turns`): a request of another key that arrives during a batch is
-    in the next one, whatever else waits.
+    A batch begins as soon as fewer than `at_once` are on their way and fewer than `unsent` of them have not
+    left, so a request that comes to an idle model is begun at once; only just after a batch of several
+    requests it may wait a moment for others (`rejoin`). What is taken, and from whom, is decided then
+    (`Turns`): a request of another key that arrives during a batch is in the next one, whatever else waits.
 
     Args:
-        supply: Computes one batch.
+        supply: Computes one batch; a `Sending` where `unsent` is given.
         limits: Size of a batch and of the queue.
         at_once: Batches on their way at once: 1 for a model that computes here, more for one that is asked.
+        unsent: Of these, how many may not have left for the provider yet: what waits in its limiter is served
+            first come first served, what waits here in turns. None: nothing tells of leaving.
+        most_tokens: Tells how many tokens a request to the provider should have at most, as far as known.
         linger: Seconds to wait for company where `at_once` allows more and another batch is on its way.
         max_texts: Texts of one batch; None: any number.
         batch_seconds: A batch is made smaller than `limits.batch_tokens` where it would take longer, by the
             measured rate; for models that compute here, whose next batch waits for it. None: never.
         rejoin: Seconds to wait at most, after a batch of several requests, for their clients to come back
-            with the next ones: a tenth of the batch's time, and only while they keep coming. 0: not at all.
+            with the next ones: a tenth of the batch's time, and only while one comes every 2 ms. 0: not at
+            all.
+        keep_seconds: Seconds `close` waits at most for batches of which something was sent and which nobody
+            waits for any more: they are paid for, and at their end they are in the cache.
 
     Attributes:
         stats: What it has done.
@@ -125,18 +140,25 @@ class Batcher:
 
     def __init__(
         self,
-        supply: Supply,
+        supply: Supply | Sending,
         limits: Limits,
         *,
         at_once: int = 1,
+        unsent: int | None = None,
+        most_tokens: Callable[[], int | None] = lambda: None,
         linger: float = 0.0,
         max_texts: int | None = None,
         batch_seconds: float | None = None,
         rejoin: float = 0.0,
+        keep_seconds: float = 0.0,
     ) -> None:
         self._supply = supply
+        self._tells = unsent is not None
         self._limits = limits
         self._at_once = max(at_once, 1)
+        self._most_held = self._at_once if unsent is None else min(max(unsent, 1), self._at_once)
+        self._most_tokens = most_tokens
+        self._keep_seconds = keep_seconds
         self._linger = linger
         self._rejoin = rejoin
         self._company = 0  # requests that wait once those just answered are back
@@ -145,8 +167,9 @@ class Batcher:
         self._most = _ANY if max_texts is None else max(max_texts, 1)
         self._batch_seconds = batch_seconds
         self._turns = Turns()
-        self._pace = Pace(self._at_once)
+        self._pace = Pace(self._at_once) if unsent is None else Flow()
         self._running: dict[_Batch, asyncio.Task[None]] = {}
+        self._held: dict[_Batch, None] = {}  # of these, those that hold the next ones up
         self._open: dict[Waiting, None] = {}
         self._scheduled = False
         self._since: float | None = None  # what waits longest for company has waited since then
@@ -168,7 +191,7 @@ class Batcher:
 
     @property
     def rate(self) -> float | None:
-        """Padded tokens a second the model was measured to compute; None before about a thousand."""
+        """Padded tokens a second that are computed or leave for a provider; None before enough was seen."""
         return self._pace.rate
 
     @property
@@ -176,7 +199,8 @@ class Batcher:
         """Padded tokens the next batch may have."""
         most, rate = self._limits.batch_tokens, self._pace.rate
         if self._batch_seconds is None:
-            return most
+            known = self._most_tokens()
+            return most if known is None else min(most, known)
         return min(most, max(int((rate or 0) * self._batch_seconds), _SMALLEST))
 
     async def vectors(self, work: Encoded, *, key: str, deadline: float) -> Batched:
@@ -209,9 +233,7 @@ class Batcher:
             self._since = now
         if self._watch is None or deadline < self._watch.when():
             self._watch_until(deadline, loop)
-        if not self._scheduled and len(self._running) < self._at_once:
-            self._scheduled = True
-            loop.call_soon(self._pump)  # what arrives in the same turn of the loop goes together
+        self._pump_soon(loop)  # what arrives in the same turn of the loop goes together
         try:
             return await request.future
         except asyncio.CancelledError:
@@ -223,7 +245,7 @@ class Batcher:
             raise
 
     async def close(self, *, code: str = "shutting_down") -> None:
-        """Refuse new requests and return when every earlier one is answered.
+        """Refuse new requests and return when every earlier one is answered, and what is paid for is kept.
 
         Args:
             code: What new requests are told: "shutting_down", or "model_loading" where another version comes.
@@ -236,8 +258,14 @@ class Batcher:
         for timer in (self._go_at, self._watch):
             if timer is not None:
                 timer.cancel()
-        tasks = list(self._running.values())
-        for task in tasks:  # nobody waits for these any more
+        paid = [task for batch, task in self._running.items() if batch.sent]
+        tasks = list(self._running.values())  # nobody waits for these any more
+        for task in tasks:
+            if task not in paid:
+                task.cancel()
+        if paid and self._keep_seconds > 0:
+            await asyncio.wait(paid, timeout=self._keep_seconds)
+        for task in paid:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
@@ -282,6 +310,8 @@ class Batcher:
         if begun + waiting / rate <= most and begun + (waiting + own) / rate <= left:
             return  # the usual case: even behind all that waits
         first, last = (begun + tokens / rate for tokens in self._turns.ahead(request.key, cost))
+        if not self._turns.has(request.key):  # what others have on their way is not its fault
+            first -= begun * (1 - self._share_on_the_way(request.key))
         if first > most:
             raise self._full(
                 f"the wait for this model is about {first:.1f} s, at most {most:g} s may be", first
@@ -294,12 +324,26 @@ class Batcher:
         return wait(f"{message}: try again in a moment", min(seconds, MAX_WAIT))
 
     def _on_the_way(self, now: float, rate: float) -> float:
-        """Return the seconds until what is on its way is done, by the measured rate."""
-        cost = sum(batch.cost for batch in self._running)
-        spent = sum(now - batch.begun for batch in self._running) / self._at_once
+        """Return the seconds until what is on its way is done, or has left, by the measured rate."""
+        cost = sum(batch.cost for batch in self._held)
+        spent = sum(now - batch.begun for batch in self._held) / self._most_held
         return max(cost / rate - spent, 0.0)
 
+    def _share_on_the_way(self, key: str) -> float:
+        """Return which share of what the next batch waits for belongs to a key."""
+        pieces = [piece for batch in self._held for piece in batch.pieces]
+        own = sum(request.cost_of(start, end) for request, start, end in pieces if request.key == key)
+        return own / max(sum(batch.cost for batch in self._held), 1)
+
     # Batches
+
+    def _may_begin(self) -> bool:
+        return len(self._held) < self._most_held and len(self._running) < self._at_once
+
+    def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._scheduled and self._may_begin():
+            self._scheduled = True
+            loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """Begin what can begin."""
@@ -309,7 +353,7 @@ class Batcher:
             self._go_at = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._turns.tokens and len(self._running) < self._at_once:
+        while self._turns.tokens and self._may_begin():
             if self._lingers(now, loop):
                 return
             usable = partial(self._usable, now=now)
@@ -361,7 +405,8 @@ class Batcher:
         self.stats.batches += 1
         self.stats.batch_texts += texts
         self.stats.batch_tokens += cost
-        batch = _Batch(pieces, cost, now)
+        batch = _Batch(pieces, cost, now, bool(self._turns.tokens))
+        self._held[batch] = None
         self._running[batch] = loop.create_task(self._run(batch))
 
     async def _run(self, batch: _Batch) -> None:
@@ -369,18 +414,18 @@ class Batcher:
         loop = asyncio.get_running_loop()
         pieces = batch.pieces
         try:
-            found = await self._supplied(pieces)
-            spent = loop.time() - batch.begun
-            if isinstance(found, Batched):
-                self._pace.measured(batch.cost, spent)
-            else:
+            found = await self._supplied(pieces, partial(self._left, batch))
+            if not isinstance(found, Batched):
                 self.stats.failed += 1
+            elif not self._tells:
+                self._pace.measured(batch.cost, loop.time() - batch.begun)
             if len(pieces) > 1 and isinstance(found, InputError | RefusedError):
                 await self._each_alone(pieces)
                 pieces = []
         finally:
             self.stats.busy_seconds += loop.time() - batch.begun
             del self._running[batch]
+            self._held.pop(batch, None)
             self._expect(batch, loop.time())
             self._pump()
         if self._running:  # first the next batch: it starts in this turn of the loop
@@ -389,6 +434,22 @@ class Batcher:
             self._hand_out(pieces, found)
         if isinstance(found, KeyboardInterrupt | SystemExit):
             raise found
+
+    def _left(self, batch: _Batch, waiting: int) -> None:
+        """Begin the next batch where all of this one has left for the provider.
+
+        How long that took says how fast texts leave, where more waited than it could take: of a batch that
+        leaves at once and comes back in a while any number may be on the way.
+        """
+        batch.sent = True
+        if waiting or batch not in self._held:
+            return
+        loop = asyncio.get_running_loop()
+        del self._held[batch]
+        if batch.full:
+            self._pace.measured(batch.cost, loop.time() - batch.begun)
+        if self._turns.tokens:
+            self._pump_soon(loop)
 
     def _expect(self, batch: _Batch, now: float) -> None:
         """Let what waits wait for the clients of a batch of several requests, as long as they come back.
@@ -400,12 +461,17 @@ class Batcher:
         self._company_until = now + min(self._rejoin, _SHARE * (now - batch.begun))
         self._came = now
 
-    async def _supplied(self, pieces: Sequence[Piece]) -> Batched | BaseException:
+    async def _supplied(
+        self, pieces: Sequence[Piece], left: Left = lambda _: None
+    ) -> Batched | BaseException:
         """Return what the supply gives or raises for these texts; raise nothing."""
         try:
             parts = [request.part(start, end) for request, start, end in pieces]
             work = parts[0] if len(parts) == 1 else join(parts)
-            found = await self._supply(work)
+            if self._tells:
+                found = await cast(Sending, self._supply)(work, left)
+            else:
+                found = await cast(Supply, self._supply)(work)
         except BaseException as error:
             return error
         if len(found.vectors) == len(work):
@@ -467,6 +533,8 @@ class Batcher:
         """Answer a request, or forget it, and take what is left of it out of the queue."""
         request.over = True
         self._turns.discard(request)
+        if not self._turns.tokens:
+            self._since = None
         self._open.pop(request, None)
         if not request.future.done():
             if isinstance(answer, Exception):

@@ -180,6 +180,10 @@ class Turns:
             self._turns.remove(line)
             del self._lines[line.key]
 
+    def has(self, key: str) -> bool:
+        """Say whether something of this key waits."""
+        return key in self._lines
+
     def waiting(self) -> list[Waiting]:
         """Return the requests that wait, in no order."""
         return [entry[2] for line in self._turns for entry in line.heap if entry[2].left]

@@ -16,6 +16,7 @@ from vecmill.core.config import Settings
 from vecmill.core.space import PROBE_TEXTS, short
 from vecmill.core.types import InputType, LongText, Vectors
 from vecmill.embedder.channel import Channel
+from vecmill.embedder.engine import Left, no_left
 from vecmill.models.base import Encoded, ModelInfo, Provider
 from vecmill.models.local import ovms_layout
 from vecmill.models.resolve import open_model
@@ -27,7 +28,15 @@ from vecmill.server.repository import Stamp
 log = logging.getLogger(__name__)
 
 AT_ONCE = 64
-"""Requests to a paid API on their way at once; its limiter decides how many of them leave."""
+"""Batches for a paid API on their way at once; its limiter decides how many of them leave."""
+
+UNSENT = 1
+"""Of these, how many wait in the limiter, where who came first is served first: what waits in the batcher is
+served in turns. The limiter makes up for the milliseconds until the next one is there."""
+
+KEEP_SECONDS = 5.0
+"""Seconds a closing model waits for answers of a paid API nobody waits for any more, to put them into the
+cache; less than a stopping server gives its models."""
 
 LINGER = 0.005
 """Seconds a request to a paid API waits for company while others are on their way."""
@@ -128,10 +137,10 @@ class Served:
             else:
                 self._fail("it gives other vectors than when it was loaded")
 
-    async def supply(self, work: Encoded) -> Batched:
-        """Compute or buy one batch, and note whether the model still can."""
+    async def supply(self, work: Encoded, left: Left = no_left) -> Batched:
+        """Compute or buy one batch, telling `left` when it leaves, and note whether the model still can."""
         try:
-            supplied = await self.channel.vectors(work)
+            supplied = await self.channel.vectors(work, left=left)
         except errors.InputError:
             raise
         except Exception as error:
@@ -266,10 +275,25 @@ def _served(
     async def supply(work: Encoded) -> Batched:
         return await served.supply(work)
 
+    async def send(work: Encoded, left: Left) -> Batched:
+        return await served.supply(work, left)
+
+    def most_tokens() -> int | None:
+        return None if channel.engine is None else channel.engine.limiter.most_tokens
+
     if info.hosted:
         if info.max_request_tokens is not None:
             limits = replace(limits, batch_tokens=min(limits.batch_tokens, info.max_request_tokens))
-        batcher = Batcher(supply, limits, at_once=AT_ONCE, linger=LINGER, max_texts=info.max_inputs)
+        batcher = Batcher(
+            send,
+            limits,
+            at_once=AT_ONCE,
+            unsent=UNSENT,
+            most_tokens=most_tokens,
+            linger=LINGER,
+            max_texts=info.max_inputs,
+            keep_seconds=KEEP_SECONDS,
+        )
     else:
         batcher = Batcher(supply, limits, batch_seconds=BATCH_SECONDS, rejoin=REJOIN)
     served = Served(source.name, version, source, provider, channel, batcher, long_text)

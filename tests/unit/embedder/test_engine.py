@@ -111,6 +111,18 @@ def test_token_limits_cut_requests() -> None:
     assert_right(bought, model, words(9))
 
 
+def test_it_says_when_the_requests_of_a_call_have_left() -> None:
+    model, heard = Hosted(max_inputs=8), []
+
+    async def go() -> None:
+        engine = Engine(model, Limiter(model.endpoint, now=now), random=Random(7))
+        work = model.encode(words(20), input_type=InputType.DOCUMENT)
+        await engine.embed(work, into=Bought.nothing(20, model.dimensions), left=heard.append)
+
+    run_virtual(go())
+    assert heard == [2, 1, 0]
+
+
 def test_one_poison_text_costs_twice_the_logarithm() -> None:
     texts = words(64)
     texts[37] = "poison"

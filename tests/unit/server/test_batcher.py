@@ -11,7 +11,7 @@ import pytest
 
 from vecmill.core.errors import InputError, ProviderError, UnavailableError
 from vecmill.models.base import Encoded
-from vecmill.server.batcher import Batched, Batcher
+from vecmill.server.batcher import Batched, Batcher, Left
 from vecmill.server.errors import Refusal
 from vecmill.server.options import Limits
 from vecmill.testing.clock import run_virtual
@@ -590,6 +590,88 @@ def test_no_more_batches_are_on_their_way_than_allowed() -> None:
     run_virtual(body())
 
 
+@dataclass
+class Provider:
+    """Lets a batch leave each second and answers a while later."""
+
+    seen: list[tuple[str, ...]] = field(default_factory=list)
+    now: int = 0
+    most: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def __call__(self, work: Encoded, left: Left) -> Batched:
+        async with self._turn:
+            await asyncio.sleep(1)
+        left(0)
+        self.seen.append(work.texts)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(5)
+        self.now -= 1
+        return Batched(rows(work))
+
+
+def test_batches_begin_one_by_one_as_they_leave_and_are_on_their_way_together() -> None:
+    async def body() -> None:
+        provider = Provider()
+        batcher = Batcher(provider, LIMITS, at_once=64, unsent=1, linger=0.005)
+        tasks = [begin(ask(batcher, texts(*(f"{i}" for i in range(1280))), key=f"{i}")) for i in range(4)]
+        await asyncio.sleep(10.5)
+        asked = asyncio.get_running_loop().time()
+        await ask(batcher, texts("small"), key="z")
+        assert asyncio.get_running_loop().time() - asked <= 3 + 5  # a batch has room for two keys of five
+        await asyncio.gather(*tasks)
+        assert provider.most == 5
+        assert all(len(names) == 128 for names in provider.seen[:40])
+        assert batcher.rate == pytest.approx(1024)  # of 5 on their way none is counted twice
+        assert asyncio.get_running_loop().time() == pytest.approx(41 + 5, abs=0.1)
+
+    run_virtual(body())
+
+
+def test_key_with_nothing_waiting_is_not_refused_for_what_others_have_on_the_way() -> None:
+    async def body() -> None:
+        batcher = Batcher(Provider(), replace(LIMITS, queue_seconds=1.0), at_once=64, unsent=1)
+        large = texts(*(f"{i}" for i in range(640)))
+        await ask(batcher, large)
+        tasks = [begin(ask(batcher, large))]
+        await asyncio.sleep(0.01)
+        assert (await refused(ask(batcher, large))).status == 429
+        tasks.append(begin(ask(batcher, texts("small"), key="z")))
+        await asyncio.gather(*tasks)
+
+    run_virtual(body())
+
+
+def test_a_request_is_no_larger_than_the_provider_takes() -> None:
+    async def body() -> None:
+        provider = Provider()
+        batcher = Batcher(provider, LIMITS, at_once=64, unsent=1, most_tokens=lambda: 80)
+        await ask(batcher, texts(*(f"{i}" for i in range(30))))
+        assert [len(names) for names in provider.seen] == [10, 10, 10]
+
+    run_virtual(body())
+
+
+def test_company_is_waited_for_as_long_after_a_queue_that_was_left() -> None:
+    async def body() -> None:
+        model = Model(overhead=1.0, tokens_per_second=1e9)
+        batcher = Batcher(model, LIMITS, at_once=4, linger=0.005)
+        tasks = [begin(ask(batcher, texts("first")))]
+        await asyncio.sleep(0.1)
+        left = begin(ask(batcher, texts("left")))
+        await asyncio.sleep(0.001)
+        left.cancel()
+        await asyncio.sleep(0.2)
+        tasks.append(begin(ask(batcher, texts("a"))))
+        await asyncio.sleep(0.003)
+        tasks.append(begin(ask(batcher, texts("b"))))
+        await asyncio.gather(*tasks)
+        assert model.batches == [("first",), ("a", "b")]
+
+    run_virtual(body())
+
+
 # Closing.
 
 
@@ -622,6 +704,30 @@ def test_close_does_not_wait_for_a_batch_nobody_waits_for() -> None:
             await asked
 
     run_virtual(body())
+
+
+def test_close_waits_a_moment_for_what_was_sent_and_not_for_what_was_not() -> None:
+    async def body(seconds: float, *, sent: bool) -> tuple[bool, float]:
+        kept = []
+
+        async def send(work: Encoded, left: Left) -> Batched:
+            if sent:
+                left(0)
+            await asyncio.sleep(seconds)
+            kept.append(work.texts)
+            return Batched(rows(work))
+
+        batcher = Batcher(send, LIMITS, at_once=4, unsent=1, keep_seconds=3.0)
+        asked = begin(ask(batcher, texts("a")))
+        await asyncio.sleep(0.5)
+        asked.cancel()
+        await asyncio.sleep(0)
+        await batcher.close()
+        return bool(kept), asyncio.get_running_loop().time()
+
+    assert run_virtual(body(2.0, sent=True)) == (True, 2.0)
+    assert run_virtual(body(60.0, sent=True)) == (False, 3.5)
+    assert run_virtual(body(2.0, sent=False)) == (False, 0.5)
 
 
 def test_batches_of_a_slow_model_are_smaller() -> None:
