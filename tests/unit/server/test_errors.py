@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import orjson
 import pytest
 
@@ -16,6 +20,8 @@ from vecmill.server.errors import (
     unknown_model,
     wait,
 )
+
+ROOT = Path(__file__).parents[3]
 
 
 def _all_errors(kind: type[errors.Error] = errors.Error) -> set[type[errors.Error]]:
@@ -103,3 +109,57 @@ def test_a_missed_deadline_and_an_absent_model_are_the_servers_errors() -> None:
     assert (late().status, late().type) == (504, "server_error")
     assert unavailable("loading", "model_loading").status == 503
     assert dict(unavailable("loading", "model_loading", seconds=2).headers)["retry-after"] == "2"
+
+
+def _documented() -> dict[str, set[str]]:
+    """Return the codes of each status as the reference lists them."""
+    page = (ROOT / "docs" / "reference" / "server-api.md").read_text("utf-8")
+    section = page.partition("\n## Errors\n")[2].partition("\n## ")[0]
+    found: dict[str, set[str]] = {}
+    for statuses, codes in re.findall(r"^\| ([\d, ]+) \| (.*?) \|", section, re.MULTILINE):
+        for status in statuses.split(", "):
+            found.setdefault(status, set()).update(re.findall(r"`(\w+)`", codes))
+    return found
+
+
+def _given(node: ast.AST) -> list[ast.expr]:
+    """Return what a node passes as `code`, as its default, or as the second argument of `unavailable`."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        return [default for argument, default in pairs if argument.arg == "code" and default is not None]
+    if not isinstance(node, ast.Call):
+        return []
+    second = isinstance(node.func, ast.Name) and node.func.id == "unavailable"
+    return [word.value for word in node.keywords if word.arg == "code"] + node.args[1:2] * second
+
+
+def _codes(source: Path) -> set[str]:
+    """Return the codes a module answers with; constants of the module are looked up."""
+    tree = ast.parse(source.read_text("utf-8"))
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    parts = [part for node in ast.walk(tree) for given in _given(node) for part in ast.walk(given)]
+    values = [constants.get(part.id) if isinstance(part, ast.Name) else part for part in parts]
+    words = [value.value for value in values if isinstance(value, ast.Constant)]
+    return {word for word in words if isinstance(word, str) and word}
+
+
+def test_the_reference_lists_every_code_with_its_status() -> None:
+    documented = _documented()
+    missing = {
+        (status, code)
+        for status, _, code in STATUSES.values()
+        if code is not None and code not in documented[str(status)]
+    }
+    assert not missing
+    sources = (ROOT / "src" / "vecmill" / "server").rglob("*.py")
+    used = {code for source in sources for code in _codes(source)}
+    assert {"model_loading", "invalid_api_key", "deadline_exceeded", "too_many_connections"} <= used
+    known = {code for codes in documented.values() for code in codes}
+    assert not used - known
+    assert not known - used - {code for _, _, code in STATUSES.values()}, "documented, and never sent"

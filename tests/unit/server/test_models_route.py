@@ -39,6 +39,16 @@ def test_the_time_a_model_was_made_does_not_change(app: Any) -> None:
     assert asked(app, "/v1/models/a").json["created"] == 1_700_000_000
 
 
+@pytest.mark.parametrize("spelling", ["all-MiniLM-L6-v2", "local:all-MiniLM-L6-v2", "minilm"])
+def test_every_spelling_that_embeds_is_known_by_its_listed_id(spelling: str) -> None:
+    app = application(Served("minilm", FakeProvider()))
+    assert asked(app, f"/v1/models/{spelling}").json == asked(app, "/v1/models").json["data"][0]
+
+
+def test_a_spelling_of_a_model_that_does_not_answer_is_a_404() -> None:
+    assert asked(application(Served("other", FakeProvider())), "/v1/models/all-MiniLM-L6-v2").status == 404
+
+
 @pytest.mark.parametrize("path", ["b", "BAAI", "a/b", "../a", "..%2F..%2Fetc%2Fpasswd", "a%00"])
 def test_an_unknown_id_is_a_404(app: Any, path: str) -> None:
     found = asked(app, f"/v1/models/{path}")
