@@ -549,6 +549,7 @@ def test_a_client_that_leaves_ends_the_reading_of_its_texts(route: str) -> None:
         asking = asyncio.ensure_future(ask(app(Slow(max_tokens=10**6)), f"/v1/{route}", body, left=gone))
         try:
             while not read:
+                assert not asking.done()
                 await asyncio.sleep(0)
             gone.set()
             async with asyncio.timeout(30):
