@@ -348,14 +348,26 @@ def _listed(texts: str | Sequence[str]) -> list[str]:
 
 def _warn_of_language(prepared: Prepared, info: ModelInfo) -> None:
     content = max(int((prepared.encoded.tokens - prepared.overhead).sum()), 1)
-    unknown = int(prepared.encoded.unknown.sum()) / content
-    per_token = sum(map(len, prepared.texts)) / content
-    if unknown > UNKNOWN_SHARE or (per_token < CHARACTERS_PER_TOKEN and content >= TOKENS_THAT_TELL):
+    unknown, characters = int(prepared.encoded.unknown.sum()), sum(map(len, prepared.texts))
+    if is_hardly_known(unknown, content, characters):
         message = (
-            f"{info.name} hardly knows the language of these texts ({unknown:.0%} of the tokens unknown, "
-            f"{per_token:.1f} characters per token): their vectors mean little; use a multilingual model"
+            f"{info.name} hardly knows the language of these texts ({unknown / content:.0%} of the tokens "
+            f"unknown, {characters / content:.1f} characters per token): their vectors mean little; use a "
+            "multilingual model"
         )
         warnings.warn(message, LanguageWarning, stacklevel=2)
+
+
+def is_hardly_known(unknown: int, content: int, characters: int) -> bool:
+    """Say whether a model knows too little of texts for their vectors to mean much.
+
+    Args:
+        unknown: Tokens its vocabulary lacks.
+        content: All tokens without prefix and special ones, at least 1.
+        characters: Of the texts.
+    """
+    few = characters / content < CHARACTERS_PER_TOKEN and content >= TOKENS_THAT_TELL
+    return unknown / content > UNKNOWN_SHARE or few
 
 
 def _raise_first(errors: dict[int, RowError], at: Sequence[int]) -> None:

@@ -75,7 +75,7 @@ class Noted:
         model: The served name, only of models that exist. version: which one answered.
         texts, tokens: What was asked. cached: texts that cost nothing.
         truncated: Texts that were cut.
-        code: The error's code.
+        code: The error's code. warning: "language_unknown" where the vectors mean little.
     """
 
     model: str = ""
@@ -85,6 +85,7 @@ class Noted:
     cached: int = 0
     truncated: int = 0
     code: str = ""
+    warning: str = ""
 
 
 @dataclass(slots=True)

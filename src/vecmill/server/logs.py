@@ -66,6 +66,8 @@ def access(
         fields["truncated"] = noted.truncated
     if noted.code:
         fields["code"] = noted.code
+    if noted.warning:
+        fields["warning"] = noted.warning
     _handle(logging.INFO, "request", fields)
 
 

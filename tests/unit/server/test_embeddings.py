@@ -16,9 +16,11 @@ import orjson
 import pytest
 
 from vecmill.core import tokens
+from vecmill.core.config import Settings
 from vecmill.core.errors import BadReplyError, RefusedError
 from vecmill.core.types import InputType, LongText
 from vecmill.models.base import Advance, Encoded, ModelInfo, Reply, no_advance
+from vecmill.models.resolve import open_model
 from vecmill.server.options import Limits, Options
 from vecmill.testing.clock import run_virtual
 from vecmill.testing.fakes import FakeProvider
@@ -642,3 +644,13 @@ def test_strict_servers_refuse_unknown_fields() -> None:
     body = {"model": "m", "input": "a", "colour": 1}
     assert asked(app(), "/v1/embeddings", body).status == 200
     assert asked(app(options=Options(strict=True)), "/v1/embeddings", body).status == 400
+
+
+def test_a_language_the_model_hardly_knows_is_said(tmp_path: Path) -> None:
+    provider = open_model("minilm", settings=Settings(tmp_path, tmp_path))
+    known, unknown = (
+        asked(app(provider), "/v1/embeddings", {"model": "m", "input": text})
+        for text in ("the mill by the river turns all day", "수차는 하루 종일 돌아간다")
+    )
+    assert "x-vecmill-warning" not in known.headers
+    assert (unknown.status, unknown.headers["x-vecmill-warning"]) == (200, "language_unknown")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from time import perf_counter
 
 from vecmill.core.space import short
+from vecmill.embedder.embedder import is_hardly_known
 from vecmill.server.call import Answer, Call
 from vecmill.server.errors import Header, Refusal
-from vecmill.server.inputs import Asked, encode, long_text_of, role_of
+from vecmill.server.inputs import Asked, Work, encode, long_text_of, role_of, vocabulary_of
 from vecmill.server.parsing import read, whole
 from vecmill.server.replies import header_value, json_reply, raw_reply, wants_raw
 from vecmill.server.schemas import DeploymentRequest, EmbeddingsRequest
@@ -56,7 +57,7 @@ async def _answer(
         work = await unless_left(call, encode(served.provider, request.input, asked, options.limits))
         rates = call.ticket.take(work.tokens)
         vectors = await sized(await embed(call, served, work), size)
-        said = (*_headers(served, len(work.cut), started), *rates)
+        said = (*_headers(served, len(work.cut), started), *rates, *_language(call, served, work))
     encoding = request.encoding_format or "float"
     if wants_raw(call.headers.get("accept", "")):
         return raw_reply(vectors, encoding, tokens=work.tokens, headers=said)
@@ -72,3 +73,17 @@ def _headers(served: Served, cut: int, started: float) -> tuple[Header, ...]:
         ("x-vecmill-model-version", served.version),
     )
     return (*said, ("x-vecmill-truncated", str(cut))) if cut else said
+
+
+def _language(call: Call, served: Served, work: Work) -> tuple[Header, ...]:
+    """Return the warning that a local model hardly knows the language of the texts, and note it."""
+    own = vocabulary_of(served.provider)
+    if own is None:
+        return ()
+    encoded = work.encoded
+    content = max(work.tokens - len(encoded) * sum(own.specials), 1)
+    unknown = int(encoded.unknown.sum())
+    if not is_hardly_known(unknown, content, sum(map(len, encoded.texts))):
+        return ()
+    call.noted.warning = "language_unknown"
+    return (("x-vecmill-warning", "language_unknown"),)
