@@ -15,14 +15,19 @@ from vecmill.cli.output import plain, tell
 from vecmill.compat import ovms
 from vecmill.core import machine
 from vecmill.core.config import Settings, load_settings
-from vecmill.core.errors import ConfigError, InputError, unknown_name
+from vecmill.core.errors import ConfigError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from vecmill.compat.ovms import Start
+    from vecmill.server.app import App
     from vecmill.server.options import Limits, ModelSource, Options
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*(?:/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
 _PREFIXES = ("openai:", "azure:", "github:")
+
+
+_LEAST_MEMORY = 1 << 20
+"""Below this a size of memory lacks its unit."""
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -30,9 +35,18 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     if value is None:
         return None
     try:
-        return load_settings(cache_max_bytes=value).cache_max_bytes
+        found = load_settings(cache_max_bytes=value).cache_max_bytes
     except ConfigError as error:
         raise click.BadParameter(f"{value!r} is no size; 500MB, 5GiB … would be", ctx, param) from error
+    if found is not None and found < _LEAST_MEMORY:
+        number = value.strip()
+        meant = f": did you mean {number}GiB?" if number.isdigit() and int(number) else ""
+        raise click.BadParameter(
+            f"{value!r} is {found} bytes, in which no model fits{meant or ', 500MB or 5GiB would do'}",
+            ctx,
+            param,
+        )
+    return found
 
 
 def _foreign(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,12 +166,31 @@ def serve(**given: Any) -> int:
     for note in start.notes:
         tell(note)
 
+    listening: list[str] = []
+
     def on_start(origin: str) -> None:
-        for line in directions(start.options, origin):
+        listening.append(origin)
+        tell(f"loading {_served(start.options)}; {origin} listens, and answers for them once they are loaded")
+
+    def on_ready() -> None:
+        for line in directions(start.options, *listening):
             tell(line)
 
+    _when_ready(app, on_ready)
     run(app, on_start=on_start, log_level=start.log_level or given["log_level"])
     return 0
+
+
+def _when_ready(app: App, call: Callable[[], None]) -> None:
+    """Let something be called once the named models are loaded and checked."""
+    from vecmill.server.served import ServedModels
+
+    class Telling(ServedModels):
+        async def start(self) -> None:
+            await super().start()
+            call()
+
+    app.server.models = Telling(app.server.options, app.server.settings)
 
 
 def _was_given(name: str) -> bool:
@@ -239,9 +272,6 @@ def source_of(given: str, **more: Any) -> ModelSource:
 
 def directions(options: Options, origin: str) -> list[str]:
     """Return what is served where, for the terminal."""
-    served = [source.name for source in options.models]
-    if options.repository is not None:
-        served.append(f"every model of {options.repository}")
     if options.insecure_no_keys:
         keys = "no key is asked for"
     elif options.require_keys or options.key_hashes or options.oidc_issuer:
@@ -249,10 +279,18 @@ def directions(options: Options, origin: str) -> list[str]:
     else:
         keys = "no key is asked for while none exists (vecmill key add)"
     cores = machine.usable_cores()
+    later = "" if options.repository is None else " as each is loaded"
     return [
-        f"serving {', '.join(served)} at {origin}/v1",
+        f"serving {_served(options)}{later} at {origin}/v1",
         f"  {cores} core{'s' if cores != 1 else ''}; {keys}; Ctrl-C stops",
     ]
+
+
+def _served(options: Options) -> str:
+    served = [source.name for source in options.models]
+    if options.repository is not None:
+        served.append(f"every model of {options.repository}")
+    return ", ".join(served)
 
 
 def _sources(given: Mapping[str, Any]) -> tuple[ModelSource, ...]:
@@ -303,7 +341,9 @@ def _limits(given: tuple[str, ...]) -> Limits:
         name, _, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if name not in known:
-            raise unknown_name("limit", name, known)
+            raise UnknownNameError(
+                f"unknown limit {plain(name)!r}; the limits are {', '.join(sorted(known))}"
+            )
         try:
             number = float(value) if known[name] == "float" else int(value)
         except ValueError:

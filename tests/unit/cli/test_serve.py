@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import runpy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vecmill.compat.ovms import Start
 from vecmill.core.config import Settings
 from vecmill.core.errors import ConfigError, InputError, UnknownNameError
 from vecmill.server.options import Limits, ModelSource, Options
+from vecmill.server.served import ServedModels
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is tested
 
@@ -32,13 +34,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+def loaded() -> list[ServedModels]:
+    """Models the server would load."""
+    return []
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, loaded: list[ServedModels]) -> list[Options]:
     """Options the server would run with."""
     found: list[Options] = []
 
     def run(app: Any, *, on_start: Any, log_level: str) -> None:
         found.append(app.server.options)
         on_start("http://127.0.0.1:8000")
+        loaded.append(app.server.models)
 
     monkeypatch.setattr("vecmill.server.run.serve", run)
     return found
@@ -211,9 +220,25 @@ def test_limits_that_may_be_none_are_numbers_too(started: list[Options]) -> None
     assert options_of(started, "--limit", "key_requests_per_minute=60").limits.key_requests_per_minute == 60
 
 
+def test_an_unknown_limit_lists_them_all(started: list[Options]) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        options_of(started, "--limit", "queue_second=1")
+    assert all(entry.name in str(caught.value) for entry in fields(Limits))
+
+
 def test_a_wrong_size_is_a_usage_error() -> None:
     result = invoke("--memory", "much")
     assert isinstance(result.exception, click.BadParameter)
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [("4", "'4' is 4 bytes, in which no model fits: did you mean 4GiB?"), ("4KB", "500MB or 5GiB would do")],
+)
+def test_a_size_without_its_unit_is_a_usage_error(size: str, told: str) -> None:
+    result = invoke("--memory", size)
+    assert isinstance(result.exception, click.BadParameter)
+    assert told in result.exception.message
 
 
 # What it says
@@ -222,11 +247,27 @@ def test_a_wrong_size_is_a_usage_error() -> None:
 def test_it_says_what_is_served_where_and_whether_a_key_is_asked_for() -> None:
     options = Options(models=(ModelSource("a", "a"), ModelSource("b", "b")), repository=Path("models"))
     first, second = directions(options, "http://127.0.0.1:8000")
-    assert first == "serving a, b, every model of models at http://127.0.0.1:8000/v1"
+    assert first == "serving a, b, every model of models as each is loaded at http://127.0.0.1:8000/v1"
     assert "core" in second
     assert "no key is asked for while none exists" in second
     assert "a key is asked for" in directions(Options(require_keys=True), "x")[1]
     assert "no key is asked for;" in directions(Options(insecure_no_keys=True), "x")[1]
+
+
+def test_it_says_that_it_serves_only_once_its_models_are_loaded(
+    started: list[Options],
+    loaded: list[ServedModels],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def start(self: ServedModels) -> None: ...
+
+    monkeypatch.setattr(ServedModels, "start", start)
+    said = invoke("--model", "a=minilm").stderr
+    assert "loading a; http://127.0.0.1:8000 listens" in said
+    assert "serving" not in said
+    asyncio.run(loaded[0].start())
+    assert "serving a at http://127.0.0.1:8000/v1" in capsys.readouterr().err
 
 
 # OpenVINO Model Server's flags
