@@ -16,7 +16,7 @@ from vecmill.server.loading import Served, load
 from vecmill.server.options import ModelSource, Options
 from vecmill.testing.clock import run_virtual
 from vecmill.testing.scenarios import Latency, Scenario
-from vecmill.testing.simulator import Simulator
+from vecmill.testing.simulator import Fault, Simulator
 
 TOKENS_PER_MINUTE = 1_000_000
 LATENCY = 0.3
@@ -88,3 +88,23 @@ def test_a_text_of_another_key_waits_for_about_one_batch_and_the_limit_is_used(
     # the batch that waits to leave, its own, and the answer
     assert max(waits) <= 2 * BATCH_SECONDS + LATENCY + 0.1
     assert used >= 0.95
+
+
+def test_a_request_that_hangs_is_tried_again_before_its_clients_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> list[float]:
+        scenario = Scenario(latency=Latency(seconds=LATENCY), faults=(Fault("timeout", times=1),))
+        async with Simulator(scenario) as simulator:
+            monkeypatch.setenv("OPENAI_API_KEY", simulator.key)
+            monkeypatch.setenv("OPENAI_BASE_URL", simulator.url)
+            settings = load_settings(home=str(tmp_path / "home"), cache_dir=str(tmp_path / "cache"))
+            source = ModelSource("m", "openai:text-embedding-3-small")
+            clients = Clients(await load(source, "1", None, Options(), settings))
+            waits = [await clients.ask("one", 5) for _ in range(2)]
+            await clients.served.close()
+            return waits
+
+    hung, after = run_virtual(body())
+    assert 20 < hung < 40  # a try may take 24 of the 60 seconds a client waits
+    assert after < 1

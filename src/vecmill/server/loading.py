@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from vecmill.core.space import PROBE_TEXTS, short
 from vecmill.core.types import InputType, LongText, Vectors
 from vecmill.embedder.channel import Channel
 from vecmill.embedder.engine import Left, no_left
-from vecmill.models.base import Encoded, ModelInfo, Provider
+from vecmill.models.base import Encoded, HostedProvider, ModelInfo, Provider
 from vecmill.models.local import ovms_layout
 from vecmill.models.resolve import open_model
 from vecmill.server import golden
@@ -37,6 +37,9 @@ served in turns. The limiter makes up for the milliseconds until the next one is
 KEEP_SECONDS = 5.0
 """Seconds a closing model waits for answers of a paid API nobody waits for any more, to put them into the
 cache; less than a stopping server gives its models."""
+
+TRY_SHARE = 0.4
+"""Of a request's time, what one try of a paid API may take."""
 
 LINGER = 0.005
 """Seconds a request to a paid API waits for company while others are on their way."""
@@ -193,9 +196,12 @@ async def load(
     spec = source.spec if folder is None else str(folder.absolute())
     provider: Provider = await asyncio.to_thread(_open, spec, settings, given)
     try:
+        if provider.info.hosted:  # one that hangs can be tried again before its clients have left
+            cast(HostedProvider, provider).hasten(options.limits.request_seconds * TRY_SHARE)
         channel = Channel.to(provider, settings, cache=options.cache, max_usd=options.max_usd, apart=True)
         probe = None
         if provider.info.hosted:
+            await asyncio.to_thread(provider.encode, ["ready"], input_type=InputType.DOCUMENT)  # reads ranks
             await channel.learn()
         else:
             probe = await golden.check(provider, settings, folder=folder)
