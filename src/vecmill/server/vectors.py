@@ -17,7 +17,7 @@ from vecmill.models.base import ModelInfo, Span
 from vecmill.server.batcher import Batched
 from vecmill.server.call import Call, ClientLeft
 from vecmill.server.errors import SERVER, Refusal, invalid, refusal_of
-from vecmill.server.inputs import Work
+from vecmill.server.reading import Work
 from vecmill.server.served import Served
 
 T = TypeVar("T")

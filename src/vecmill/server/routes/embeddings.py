@@ -8,8 +8,9 @@ from vecmill.core.space import short
 from vecmill.embedder.embedder import is_hardly_known
 from vecmill.server.call import Answer, Call
 from vecmill.server.errors import Header, Refusal
-from vecmill.server.inputs import Asked, Work, encode, long_text_of, role_of, vocabulary_of
+from vecmill.server.inputs import encode, long_text_of, role_of
 from vecmill.server.parsing import read, whole
+from vecmill.server.reading import Asked, Work, vocabulary_of
 from vecmill.server.replies import header_value, json_reply, raw_reply, wants_raw
 from vecmill.server.schemas import DeploymentRequest, EmbeddingsRequest
 from vecmill.server.served import Served

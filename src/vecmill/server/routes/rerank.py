@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from vecmill.core.types import InputType, Vectors
 from vecmill.server.call import Answer, Call
-from vecmill.server.inputs import Asked, check_texts, encode_texts, long_text_of
+from vecmill.server.inputs import check_texts, encode_texts, long_text_of
 from vecmill.server.parsing import read, refuse_tokens, whole, wrong_input
+from vecmill.server.reading import Asked
 from vecmill.server.replies import header_value
 from vecmill.server.schemas import Document, Ranked, RerankReply, RerankRequest, Usage
 from vecmill.server.vectors import embed_each, unless_left

@@ -10,9 +10,10 @@ import orjson
 from vecmill.core import tokens
 from vecmill.server.call import Answer, Call
 from vecmill.server.errors import invalid
-from vecmill.server.inputs import Vocabulary, beside, check_texts, refuse_characters, slices, vocabulary_of
+from vecmill.server.inputs import beside, check_texts, slices
 from vecmill.server.options import Limits
 from vecmill.server.parsing import read, refuse_tokens, whole, wrong_input
+from vecmill.server.reading import Vocabulary, refuse_characters, vocabulary_of
 from vecmill.server.schemas import TokenizeRequest
 from vecmill.server.vectors import unless_left
 
