@@ -63,9 +63,12 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
 
 
 def unknown_model(name: str) -> Refusal:
-    """Return the answer to a model nobody serves here: 404. The name is shown cut."""
+    """Return the answer to a model nobody serves here: 404, in OpenAI's words. The name is shown cut."""
     shown = name if len(name) <= 128 else name[:125] + "…"
-    message = f"The model `{shown}` does not exist or you do not have access to it."
+    message = (
+        f"The model `{shown}` does not exist or you do not have access to it."
+        " The models served here are listed at /v1/models."
+    )
     return Refusal(404, message, param="model", code="model_not_found")
 
 

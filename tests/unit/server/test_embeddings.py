@@ -626,7 +626,8 @@ def test_an_unknown_model_is_openais_404() -> None:
     found = asked(app(), "/v1/embeddings", {"model": "n", "input": "a"})
     assert found.status == 404
     assert found.error == {
-        "message": "The model `n` does not exist or you do not have access to it.",
+        "message": "The model `n` does not exist or you do not have access to it."
+        " The models served here are listed at /v1/models.",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",

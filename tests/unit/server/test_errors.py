@@ -41,7 +41,8 @@ def test_the_error_object_has_all_four_keys() -> None:
     said = orjson.loads(unknown_model("x").body())
     assert set(said) == {"error"}
     assert said["error"] == {
-        "message": "The model `x` does not exist or you do not have access to it.",
+        "message": "The model `x` does not exist or you do not have access to it."
+        " The models served here are listed at /v1/models.",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",
