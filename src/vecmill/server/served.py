@@ -323,9 +323,6 @@ class ServedModels:
             if not (model.evicted and model.look.found):  # those are loaded when they are asked for
                 await self._settle(model, before, quietly=True)
             model.looked = True
-            if not model.named:
-                in_service = model.info is not None or not self._searched
-                model.counts = bool(model.look.found) and in_service
 
     async def _search(self, *, switch: bool) -> None:
         """Find the models of the repository; one that is gone in two looks goes."""
@@ -350,7 +347,7 @@ class ServedModels:
             if known is None:
                 pinned = self._options.memory_bytes is None
                 source = replace(self._options.common, name=name, spec=str(folder), pinned=pinned)
-                self._add(Model(source, folder, named=False))
+                self._add(Model(source, folder, named=False, early=not self._searched))
         gone = frozenset(n for n, model in self._models.items() if not model.named and n not in found)
         for name in gone & self._missing if switch else ():
             log.info("model %s is gone from the repository", name)

@@ -52,17 +52,17 @@ class Model:
 
     `folder` is looked at for versions; None where the model has none. `look` is what the last look found.
     `refused` holds versions that failed, with the stamp they failed with: other files are tried again.
-    `evicted` says that the current version was let go of for the memory it took, `counts` whether the server
-    is not ready without it. `stays` is until when it is not let go of, in the loop's time; `unreadable` why
-    its folder could not be read, or ""; `watched` the look at it that goes on.
+    `early` says that it lay in the repository when the server started, `evicted` that the current version was
+    let go of for the memory it took. `stays` is until when it is not let go of, in the loop's time;
+    `unreadable` why its folder could not be read, or ""; `watched` the look at it that goes on.
     """
 
     source: ModelSource
     folder: Path | None
     named: bool
+    early: bool = False
     look: Look = NOTHING
     looked: bool = False
-    counts: bool = True
     current: Served | None = None
     refused: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
     ended: dict[str, State] = field(default_factory=dict)
@@ -81,6 +81,13 @@ class Model:
     def name(self) -> str:
         """The id clients ask for."""
         return self.source.name
+
+    @property
+    def counts(self) -> bool:
+        """Whether the server is not ready without it: a model that came later counts once it has answered."""
+        if self.named:
+            return True
+        return bool(self.look.found or self.unreadable) and (self.early or self.info is not None)
 
     def state(self) -> list[VersionState]:
         """Return what is known of every version, by number."""
@@ -130,4 +137,14 @@ class Model:
             return ""
         if self.loading or not self.looked:
             return f"model {self.name} is being loaded"
-        return f"model {self.name} has no version that can be served"
+        return f"model {self.name} has no version that can be served{self._reason()}"
+
+    def _reason(self) -> str:
+        """Return ": " and what stands in the way of the highest version, or ""."""
+        if self.refused:
+            version = max(self.refused, key=int)
+            return f": version {version}: {self.refused[version][1]}"
+        if self.unreadable:
+            return f": its folder cannot be read: {self.unreadable}"
+        waiting = [one.version for one in self.look.descending() if one.version not in self.look.whole]
+        return f": the files of version {waiting[0]} are still being copied" if waiting else ""

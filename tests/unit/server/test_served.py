@@ -375,8 +375,11 @@ async def test_a_model_of_the_repository_that_cannot_be_loaded_answers_503(loads
     with pytest.raises(Refusal) as raised:
         await version_of(models, "bad")
     assert raised.value.status == 503
-    assert not models.ready
-    assert models.trouble() == "model bad has no version that can be served"
+    for _ in range(3):  # however often it is looked at
+        assert not models.ready
+        assert models.trouble().startswith("model bad has no version that can be served: version 1: ")
+        assert models.trouble().endswith(" is damaged")
+        await models.reload()
     assert models.model_trouble("good") == ""
     assert models.model_trouble("nobody") is None
     put(root / "bad" / "2")
@@ -389,6 +392,34 @@ async def test_a_bad_model_that_comes_later_does_not_stop_the_others(loads: Load
     put(root / "good" / "1")
     models = await models_of(loads, repository=root)
     put(root / "late" / "1", "bad")
+    await models.reload()
+    assert models.ready
+    put(root / "slow" / "1")
+    loads.gate = asyncio.Event()
+    reload = asyncio.create_task(models.reload())
+    while not loads.running:
+        assert models.ready
+        await asyncio.sleep(0.001)
+    assert models.ready
+    loads.gate.set()
+    await reload
+    assert await version_of(models, "slow") == "1"
+    await models.close()
+
+
+async def test_a_model_the_server_started_with_and_cannot_read_is_not_ready(
+    loads: Loads, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(root / "m" / "1")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(module.repository, "look", refuse)
+        models = await models_of(loads, repository=root)
+        await models.reload()
+        assert models.trouble().endswith("its folder cannot be read: Permission denied")
     await models.reload()
     assert models.ready
     await models.close()
@@ -501,6 +532,11 @@ async def test_a_model_larger_than_the_budget_is_refused_and_says_so(loads: Load
         await version_of(models, "huge")
     assert raised.value.status == 503
     assert "raise --memory" in models.states()["huge"][0].error
+    await models.reload()
+    assert "raise --memory" in models.trouble()
+    shutil.rmtree(three / "huge")
+    await models.reload()
+    assert models.ready
     await models.close()
 
 
