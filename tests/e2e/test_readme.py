@@ -84,7 +84,7 @@ def test_the_lines_on_hosted_models_run(vecmill: Run, tmp_path: Path) -> None:
 
 
 def test_the_lines_on_search_run(vecmill: Run, tmp_path: Path) -> None:
-    section = README[README.index("## Search that") : README.index("## What it does")]
+    section = README[README.index("## Search that") : README.index("## Serve it")]
     (commands,) = blocks("console", section)
     things = ("cat toy", "dog biscuit", "green tea", "dark chocolate", "apple juice")
     rows = [f'{n},{n % 5 + 1},"The {things[n % 5]} came in box {n} and was fine"\n' for n in range(300)]
