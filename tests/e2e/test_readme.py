@@ -60,7 +60,7 @@ def test_the_lock_pins_every_dependency_by_hash_and_names_no_host() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["test"]
     pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)(?: ;.*)? \\\n    --hash=sha256:", lock, re.MULTILINE))
-    assert {re.split(r"[<>=;\[]", item)[0].strip() for item in wanted} <= set(pinned)
+    assert {re.split(r"[<>=;\[]", item)[0].strip().lower() for item in wanted} <= set(pinned)
     assert "://" not in lock
 
 
