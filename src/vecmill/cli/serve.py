@@ -19,7 +19,6 @@ from vecmill.core.errors import ConfigError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from vecmill.compat.ovms import Start
-    from vecmill.server.app import App
     from vecmill.server.options import Limits, ModelSource, Options
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*(?:/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
@@ -176,21 +175,8 @@ def serve(**given: Any) -> int:
         for line in directions(start.options, *listening):
             tell(line)
 
-    _when_ready(app, on_ready)
-    run(app, on_start=on_start, log_level=start.log_level or given["log_level"])
+    run(app, on_start=on_start, on_ready=on_ready, log_level=start.log_level or given["log_level"])
     return 0
-
-
-def _when_ready(app: App, call: Callable[[], None]) -> None:
-    """Let something be called once the named models are loaded and checked."""
-    from vecmill.server.served import ServedModels
-
-    class Telling(ServedModels):
-        async def start(self) -> None:
-            await super().start()
-            call()
-
-    app.server.models = Telling(app.server.options, app.server.settings)
 
 
 def _was_given(name: str) -> bool:
@@ -279,9 +265,8 @@ def directions(options: Options, origin: str) -> list[str]:
     else:
         keys = "no key is asked for while none exists (vecmill key add)"
     cores = machine.usable_cores()
-    later = "" if options.repository is None else " as each is loaded"
     return [
-        f"serving {_served(options)}{later} at {origin}/v1",
+        f"serving {_served(options)} at {origin}/v1",
         f"  {cores} core{'s' if cores != 1 else ''}; {keys}; Ctrl-C stops",
     ]
 

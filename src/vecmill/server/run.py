@@ -40,7 +40,13 @@ _CLOSE_SECONDS = 10.0
 """What models may take to close, after the last answer."""
 
 
-def serve(app: App, *, on_start: Callable[[str], None] | None = None, log_level: str | None = "info") -> None:
+def serve(
+    app: App,
+    *,
+    on_start: Callable[[str], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
+    log_level: str | None = "info",
+) -> None:
     """Serve until a signal; returns after requests in flight are answered.
 
     The address answers at once; models are loaded meanwhile. SIGTERM and SIGINT begin the end: readiness says
@@ -50,6 +56,7 @@ def serve(app: App, *, on_start: Callable[[str], None] | None = None, log_level:
     Args:
         app: What is served.
         on_start: Called with the origin, "http://127.0.0.1:8000", once it answers.
+        on_ready: Called when readiness first turns true: every model is loaded, the repository's too.
         log_level: Of the JSON lines on stderr, see `logs.to_stderr`; None leaves logging as it is.
 
     Raises:
@@ -69,7 +76,7 @@ def serve(app: App, *, on_start: Callable[[str], None] | None = None, log_level:
             app.server.tracer = tracer
             stack.callback(tracer.close)
         runner = stack.enter_context(asyncio.Runner(loop_factory=_new_loop()))
-        runner.run(_until_a_signal(listener, on_start))
+        runner.run(_until_a_signal(listener, on_start, on_ready))
 
 
 @contextmanager
@@ -347,7 +354,11 @@ class _Listener:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
 
 
-async def _until_a_signal(listener: _Listener, on_start: Callable[[str], None] | None) -> None:
+async def _until_a_signal(
+    listener: _Listener,
+    on_start: Callable[[str], None] | None,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
     """Load the models while the address answers; drain after a signal."""
     began = time.perf_counter()
     got = _Signals()
@@ -355,25 +366,32 @@ async def _until_a_signal(listener: _Listener, on_start: Callable[[str], None] |
     logs.event("listening", origin=listener.origin)
     if on_start is not None:
         on_start(listener.origin)
-    loading = asyncio.create_task(listener.app.server.start())
+    ready = asyncio.create_task(_get_ready(listener.app, began, on_ready))
     stop = asyncio.create_task(got.first.wait())
-    await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
-    loaded = loading.done()
-    if not loaded:
-        loading.cancel()
-    (outcome,) = await asyncio.gather(loading, return_exceptions=True)
+    await asyncio.wait({ready, stop}, return_when=asyncio.FIRST_COMPLETED)
+    was_ready = ready.done()
+    if not was_ready:
+        ready.cancel()
+    (outcome,) = await asyncio.gather(ready, return_exceptions=True)
     if isinstance(outcome, BaseException) and not got.first.is_set():
         stop.cancel()
         await listener.drain(notice=0.0)
         raise outcome
-    if not got.first.is_set():
-        logs.event("ready", ms=round((time.perf_counter() - began) * 1000))
-        gc.collect()
-        gc.freeze()  # what lives as long as the server is not looked at again
     await stop
     limits = listener.app.server.options.limits
-    noticed = loaded and not got.by_hand  # before it was ready, nobody sent requests here
+    noticed = was_ready and not got.by_hand  # before it was ready, nobody sent requests here
     await listener.drain(notice=limits.drain_notice_seconds if noticed else 0.0)
+
+
+async def _get_ready(app: App, began: float, on_ready: Callable[[], None] | None) -> None:
+    """Load the models, and tell when all of them answer, which may be long after those named do."""
+    await app.server.start()
+    await app.server.models.until_ready()
+    logs.event("ready", ms=round((time.perf_counter() - began) * 1000))
+    if on_ready is not None:
+        on_ready()
+    gc.collect()
+    gc.freeze()  # what lives as long as the server is not looked at again
 
 
 class _Signals:

@@ -38,6 +38,8 @@ SELF_PROBE_SECONDS = 15.0
 
 _SECOND_LOOK = 0.25
 """Seconds between the two looks of a reload: what changed meanwhile is not whole."""
+_MOMENT = 0.02
+"""Seconds between two questions whether the server is ready yet."""
 _AT_ONCE = 2
 """Models looked at, and loaded, side by side: a long load of one does not hold up all others."""
 _REMEMBERED = 16
@@ -116,6 +118,11 @@ class ServedModels:
     def ready(self) -> bool:
         """Whether every model answers, or will when it is asked."""
         return not self.trouble()
+
+    async def until_ready(self) -> None:
+        """Return once every model answers; never, where one cannot be loaded."""
+        while self.trouble():
+            await asyncio.sleep(_MOMENT)
 
     def trouble(self) -> str:
         """Say why the server is not ready, or ""; costs a pass over the models."""

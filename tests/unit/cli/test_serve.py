@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import runpy
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from vecmill.compat.ovms import Start
 from vecmill.core.config import Settings
 from vecmill.core.errors import ConfigError, InputError, UnknownNameError
 from vecmill.server.options import Limits, ModelSource, Options
-from vecmill.server.served import ServedModels
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is tested
 
@@ -34,20 +33,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def loaded() -> list[ServedModels]:
-    """Models the server would load."""
+def loaded() -> list[Callable[[], None]]:
+    """What the server would call once its models are loaded."""
     return []
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, loaded: list[ServedModels]) -> list[Options]:
+def started(monkeypatch: pytest.MonkeyPatch, loaded: list[Callable[[], None]]) -> list[Options]:
     """Options the server would run with."""
     found: list[Options] = []
 
-    def run(app: Any, *, on_start: Any, log_level: str) -> None:
+    def run(app: Any, *, on_start: Any, on_ready: Any, log_level: str) -> None:
         found.append(app.server.options)
         on_start("http://127.0.0.1:8000")
-        loaded.append(app.server.models)
+        loaded.append(on_ready)
 
     monkeypatch.setattr("vecmill.server.run.serve", run)
     return found
@@ -247,7 +246,7 @@ def test_a_size_without_its_unit_is_a_usage_error(size: str, told: str) -> None:
 def test_it_says_what_is_served_where_and_whether_a_key_is_asked_for() -> None:
     options = Options(models=(ModelSource("a", "a"), ModelSource("b", "b")), repository=Path("models"))
     first, second = directions(options, "http://127.0.0.1:8000")
-    assert first == "serving a, b, every model of models as each is loaded at http://127.0.0.1:8000/v1"
+    assert first == "serving a, b, every model of models at http://127.0.0.1:8000/v1"
     assert "core" in second
     assert "no key is asked for while none exists" in second
     assert "a key is asked for" in directions(Options(require_keys=True), "x")[1]
@@ -256,17 +255,13 @@ def test_it_says_what_is_served_where_and_whether_a_key_is_asked_for() -> None:
 
 def test_it_says_that_it_serves_only_once_its_models_are_loaded(
     started: list[Options],
-    loaded: list[ServedModels],
-    monkeypatch: pytest.MonkeyPatch,
+    loaded: list[Callable[[], None]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def start(self: ServedModels) -> None: ...
-
-    monkeypatch.setattr(ServedModels, "start", start)
     said = invoke("--model", "a=minilm").stderr
     assert "loading a; http://127.0.0.1:8000 listens" in said
     assert "serving" not in said
-    asyncio.run(loaded[0].start())
+    loaded[0]()
     assert "serving a at http://127.0.0.1:8000/v1" in capsys.readouterr().err
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -66,37 +68,81 @@ def test_open_files_are_raised_to_what_connections_need_else_told(
     assert len(caplog.records) == warned
 
 
-def test_an_end_before_the_server_was_ready_is_not_announced(
+class Listener:
+    """As much of a listener as the loading of models needs; `notices` is what ends were announced with."""
+
+    origin = "http://127.0.0.1:1"
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.app = create_app(Options(models=(), **options), settings=Settings(folder, folder))
+        self.notices: list[float] = []
+
+    async def open(self) -> None: ...
+
+    async def drain(self, *, notice: float) -> None:
+        self.notices.append(notice)
+        await self.app.server.close()
+
+
+class Signals:
+    """A signal that a test sends."""
+
+    by_hand = False
+    first: asyncio.Event
+
+    def __init__(self) -> None:
+        Signals.first = asyncio.Event()
+
+
+@pytest.mark.asyncio
+async def test_an_end_before_the_server_was_ready_is_not_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The notice is for balancers, and none sends requests here yet."""
-    notices: list[float] = []
-
-    class Signals:
-        by_hand = False
-
-        def __init__(self) -> None:
-            self.first = asyncio.Event()
-            self.first.set()
-
-    class Listener:
-        origin = "http://127.0.0.1:1"
-        app = create_app(Options(models=()), settings=Settings(tmp_path, tmp_path))
-
-        async def open(self) -> None: ...
-
-        async def drain(self, *, notice: float) -> None:
-            notices.append(notice)
-
-    async def never(self: object) -> None:
-        await asyncio.Event().wait()
-
-    async def at_once(self: object) -> None: ...
-
     monkeypatch.setattr(run, "_Signals", Signals)
-    server = type(Listener.app.server)
-    monkeypatch.setattr(server, "start", never)
-    asyncio.run(run._until_a_signal(Listener(), None))  # type: ignore[arg-type]  # as much as it uses
-    monkeypatch.setattr(server, "start", at_once)
-    asyncio.run(run._until_a_signal(Listener(), None))  # type: ignore[arg-type]  # as much as it uses
-    assert notices == [0.0, 5.0]
+    monkeypatch.setattr(run, "gc", Mock())
+
+    def stop(*_: object) -> None:
+        Signals.first.set()
+
+    early = Listener(tmp_path)
+    await run._until_a_signal(early, stop)  # type: ignore[arg-type]  # as much as it uses
+    late = Listener(tmp_path)
+    await run._until_a_signal(late, None, stop)  # type: ignore[arg-type]  # as much as it uses
+    assert (early.notices, late.notices) == ([0.0], [5.0])
+
+
+@pytest.mark.asyncio
+async def test_it_says_ready_only_when_the_models_of_the_repository_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "_Signals", Signals)
+    monkeypatch.setattr(run, "gc", Mock())
+    bad = tmp_path / "models" / "bad" / "1"
+    bad.mkdir(parents=True)
+    (bad / "config.json").write_text("{}")
+    listener = Listener(tmp_path, repository=tmp_path / "models", poll_seconds=0.01)
+    models = listener.app.server.models
+    ready: list[str] = []
+
+    async def serve() -> None:
+        with caplog.at_level(logging.INFO):
+            await run._until_a_signal(
+                listener,  # type: ignore[arg-type]  # as much as it uses
+                None,
+                lambda: ready.append(models.trouble()),
+            )
+
+    serving = asyncio.create_task(serve())
+    async with asyncio.timeout(30):
+        while "no version that can be served" not in models.trouble():
+            await asyncio.sleep(0.005)
+        assert ready == []
+        assert not [one for one in caplog.records if one.message == "ready"]
+        shutil.rmtree(bad.parent)
+        while not ready:
+            await asyncio.sleep(0.005)
+    Signals.first.set()
+    await serving
+    assert ready == [""]
+    assert [one.message for one in caplog.records].count("ready") == 1
