@@ -39,6 +39,7 @@ APART = 0.2
 """Looks that are nearer to each other say nothing: no copy writes without a pause."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_ALMOST = re.compile(r"(?:v|ver|version)?[-_.]?[0-9]+(?:[-_.][0-9]+)*", re.IGNORECASE)
 _MODEL_FILES = ("config.json", "modules.json", "vecmill.json", ovms_layout.GRAPH)
 _NO_NAMES: Mapping[str, Path] = MappingProxyType({})
 _DEEPEST = 6
@@ -147,6 +148,49 @@ def names(root: Path, before: Mapping[str, Path] = _NO_NAMES) -> dict[str, Path]
 def has_versions(folder: Path) -> bool:
     """Say whether a folder holds numbered versions rather than one model."""
     return any(True for _ in _numbered(ovms_layout.versions_of(folder) or folder))
+
+
+def holds_versions(root: Path) -> bool:
+    """Say whether a repository is rather one model: its folders are numbers that hold no further ones.
+
+    False also where this cannot be read.
+    """
+    try:
+        return any(not has_versions(folder) and any(folder.iterdir()) for _, folder in _numbered(root))
+    except OSError:
+        return False
+
+
+def misnamed(root: Path) -> list[str]:
+    """Return the folders of a repository that seem to be versions and are none: "NAME/v1", "NAME/1.0".
+
+    Of a folder that cannot be read there are none.
+
+    Raises:
+        OSError: The repository cannot be read.
+    """
+    found: list[str] = []
+    for folder in _folders(root):
+        try:
+            found += (f"{folder.name}/{name}" for name in _misnamed(folder))
+        except OSError:  # told where its model is looked at
+            continue
+    return found
+
+
+def _misnamed(folder: Path) -> list[str]:
+    found = _almost(folder)
+    if not _is_model(folder):
+        inner = (one for one in _folders(folder) if not _ALMOST.fullmatch(one.name))
+        found += (f"{one.name}/{name}" for one in inner for name in _almost(one))
+    return found
+
+
+def _almost(folder: Path) -> list[str]:
+    """Return what seems to be a version of a model, and is not one itself: "v3" of "jina/v3/1" is."""
+    inner = _folders(ovms_layout.versions_of(folder) or folder)
+    seem = (one for one in inner if _ALMOST.fullmatch(one.name) and not _VERSION.fullmatch(one.name))
+    return [one.name for one in seem if not has_versions(one)]
 
 
 def _models(folder: Path) -> dict[str, Path]:

@@ -19,11 +19,12 @@ from typing import Any, TypeAlias, TypeVar
 from vecmill.core import errors
 from vecmill.core.config import Settings
 from vecmill.core.space import short
-from vecmill.server import loading, memory, names, repository
+from vecmill.server import loading, memory, names, remarks, repository
 from vecmill.server.errors import Refusal, unavailable, unknown_model
 from vecmill.server.loading import Served, reason_of
 from vecmill.server.memory import Room
 from vecmill.server.options import Options
+from vecmill.server.remarks import Remarks
 from vecmill.server.repository import NOTHING, Found, Look, Stamp
 from vecmill.server.versions import Listed, Model, State, VersionState
 
@@ -97,6 +98,7 @@ class ServedModels:
         self._searching = asyncio.Lock()
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._unreadable = ""
+        self._remarks: Remarks | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._started = False
@@ -164,6 +166,7 @@ class ServedModels:
 
         Raises:
             Error: A named model cannot be loaded or fails its check.
+            ConfigError: The repository is no folder, or has a model of the same name.
         """
         root = self._options.repository
         if root is not None and not await asyncio.to_thread(root.is_dir):
@@ -171,6 +174,10 @@ class ServedModels:
         for source in self._options.models:
             folder = await asyncio.to_thread(names.folder_of, source, self._settings)
             self._models[source.name] = Model(source, folder, named=True)
+        if root is not None:
+            named = {model.name: (model.source.spec, model.folder) for model in self._models.values()}
+            await asyncio.to_thread(remarks.refuse_namesakes, root, named)
+            self._remarks = Remarks(root, named)
         self._spelt = await asyncio.to_thread(names.spellings, self._options.models, self._settings)
         self._name()
         for model in list(self._models.values()):
@@ -342,6 +349,8 @@ class ServedModels:
         try:
             held = {name: model.folder for name, model in self._models.items() if model.folder is not None}
             found = await asyncio.to_thread(repository.names, root, held)
+            if self._remarks is not None:
+                await asyncio.to_thread(self._remarks.look, found)
         except OSError as error:
             reason = _said_by_system(error)
             if reason != self._unreadable:

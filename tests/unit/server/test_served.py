@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vecmill.core.config import Settings
-from vecmill.core.errors import CorruptFileError, Error
+from vecmill.core.errors import ConfigError, CorruptFileError, Error
 from vecmill.core.types import InputType, LongText
 from vecmill.embedder.channel import Channel
 from vecmill.server import served as module
@@ -384,6 +384,25 @@ async def test_a_model_of_the_repository_that_cannot_be_loaded_answers_503(loads
     assert models.model_trouble("nobody") is None
     put(root / "bad" / "2")
     await models.reload()
+    assert models.ready
+    await models.close()
+
+
+async def test_a_model_with_the_name_of_a_named_one_stops_the_start_or_is_told_later(
+    loads: Loads, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = (ModelSource("m", "minilm"),)
+    put(root / "m" / "1")
+    with pytest.raises(ConfigError, match="two models are called m: minilm"):
+        await models_of(loads, sources=sources, repository=root)
+    assert loads.done == []
+    shutil.rmtree(root / "m")
+    models = await models_of(loads, sources=sources, repository=root)
+    assert caplog.text.count("no model in") == 1
+    put(root / "m" / "1")
+    for _ in range(3):
+        await models.reload()
+    assert caplog.text.count("model m of the repository is not served") == 1
     assert models.ready
     await models.close()
 
