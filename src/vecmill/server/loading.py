@@ -15,7 +15,7 @@ from vecmill.core import errors
 from vecmill.core.config import Settings
 from vecmill.core.space import PROBE_TEXTS, short
 from vecmill.core.types import InputType, LongText, Vectors
-from vecmill.embedder.channel import Channel
+from vecmill.embedder.channel import Channel, checked
 from vecmill.embedder.engine import Left, no_left
 from vecmill.models.base import Encoded, HostedProvider, ModelInfo, Provider
 from vecmill.models.local import ovms_layout
@@ -143,6 +143,11 @@ class Served:
     async def supply(self, work: Encoded, left: Left = no_left) -> Batched:
         """Compute or buy one batch, telling `left` when it leaves, and note whether the model still can."""
         try:
+            if len(work) == 1 and self.channel.cache is None:  # nothing to share or keep: the shortest way
+                reply = await self.provider.embed(work)
+                found = Batched(checked(reply.vectors, 1, self.info.width, self.info.name))
+                self._succeed()
+                return found
             supplied = await self.channel.vectors(work, left=left)
         except errors.InputError:
             raise
