@@ -148,7 +148,7 @@ def test_a_dry_run_sends_nothing_and_says_the_price(
     command = [
         sys.executable,
         "-m",
-        "vecmill.cli",
+        "vecmill",
         "sync",
         str(table),
         target,

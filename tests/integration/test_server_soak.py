@@ -117,6 +117,17 @@ def _ask(connection: http.client.HTTPConnection, body: object) -> tuple[int, byt
     return reply.status, reply.read()
 
 
+def _warm(port: int, lengths: Sequence[int]) -> None:
+    """Ask for batches of every size the traffic makes: the engine keeps something for each shape it met."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for words in lengths:
+        for count in range(1, 33):
+            text = " ".join(WORDS[at % len(WORDS)] for at in range(words))
+            inputs = [text + f" {number}" for number in range(count)]
+            assert _ask(connection, {"model": "minilm", "input": inputs})[0] == 200
+    connection.close()
+
+
 def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
