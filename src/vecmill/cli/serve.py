@@ -16,6 +16,7 @@ from vecmill.compat import ovms
 from vecmill.core import machine
 from vecmill.core.config import Settings, load_settings
 from vecmill.core.errors import ConfigError, InputError, UnknownNameError
+from vecmill.core.extras import require
 
 if TYPE_CHECKING:
     from vecmill.compat.ovms import Start
@@ -158,6 +159,8 @@ def serve(**given: Any) -> int:
     vecmill serve --upstream azure:my-embeddings
     """  # noqa: D301 - the character by which click keeps the lines
     start = start_of(given, load_settings(), port_given=_was_given("port"))
+    for package in ("msgspec", "uvicorn", "httptools", "prometheus_client"):
+        require(package, extra="serve")
     from vecmill.server.app import create_app
     from vecmill.server.run import serve as run
 
