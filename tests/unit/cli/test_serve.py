@@ -17,7 +17,7 @@ from vecmill.cli.key import key
 from vecmill.cli.serve import directions, serve, source_of, start_of
 from vecmill.compat.ovms import Start
 from vecmill.core.config import Settings
-from vecmill.core.errors import ConfigError, InputError, UnknownNameError
+from vecmill.core.errors import ConfigError, InputError, MissingExtraError, UnknownNameError
 from vecmill.server.options import Limits, ModelSource, Options
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is tested
@@ -304,3 +304,10 @@ def test_its_port_is_grpcs_only_beside_a_rest_port(tmp_path: Path) -> None:
 def test_its_models_and_ours_exclude_each_other(started: list[Options]) -> None:
     with pytest.raises(InputError, match="--config_path says what is served"):
         options_of(started, "--config_path", "c.json", "--model", "minilm")
+
+
+def test_without_its_packages_the_command_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vecmill.core.extras.installed", lambda name: name != "msgspec")
+    error = invoke().exception
+    assert isinstance(error, MissingExtraError)
+    assert "vecmill[serve]" in str(error)
